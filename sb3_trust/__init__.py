@@ -1,0 +1,10 @@
+"""Trust-region policy optimization for Stable-Baselines3."""
+
+from sb3_trust._version import __version__
+from sb3_trust.algorithms.ppo import PPO
+from sb3_trust.algorithms.ppo_penalty import PPOPenalty
+from sb3_trust.algorithms.trpo import TRPO
+from sb3_trust.errors import InvalidArgument
+from sb3_trust.recorder import UpdateRecorder
+
+__all__ = ["PPO", "TRPO", "InvalidArgument", "PPOPenalty", "UpdateRecorder", "__version__"]

@@ -1,0 +1,302 @@
+"""What all algorithms share: collect, update under guard, measure, log, save."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import (
+    ActorCriticCnnPolicy,
+    ActorCriticPolicy,
+    BasePolicy,
+    MultiInputActorCriticPolicy,
+)
+from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.utils import explained_variance
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_trust.algorithms.arguments import check_common_arguments, check_spaces
+from sb3_trust.algorithms.statistics import NonFiniteUpdate, UpdateStatistics
+from sb3_trust.engines.autograd import AutogradEngine
+from sb3_trust.engines.base import PolicyEngine
+from sb3_trust.engines.batch import Batch, flat_batch
+from sb3_trust.engines.snapshot import Snapshot, all_finite
+from sb3_trust.numerics.objectives import ValueLoss, required
+from sb3_trust.rollout import collect
+
+SelfTrustRegion = TypeVar("SelfTrustRegion", bound="TrustRegionAlgorithm")
+
+TRUST_FORMAT = 1  # of saved models; a model saved by SB3 or sb3-contrib has none
+# written by `load`, read by `_setup_model`: which arguments the caller of `load` overrides
+_LOADED_WITH = "_loaded_with"
+
+
+class TrustRegionAlgorithm(OnPolicyAlgorithm):
+    """
+    Base of the trust-region algorithms: an on-policy algorithm whose update is exact about how far it moved
+    the policy, and is undone as a whole when anything in it is NaN or infinite.
+
+    A subclass says in :meth:`_update` how the policy changes.
+
+    :param engine: "autograd": evaluate and differentiate the policy's own modules; "auto": the fastest engine
+        that is exactly right for the policy
+    :param kwargs: as for SB3's ``OnPolicyAlgorithm``
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": ActorCriticPolicy,
+        "CnnPolicy": ActorCriticCnnPolicy,
+        "MultiInputPolicy": MultiInputActorCriticPolicy,
+    }
+    statistics_class: ClassVar[type[UpdateStatistics]]
+
+    def __init__(self, *args: Any, engine: str = "auto", **kwargs: Any) -> None:
+        super().__init__(*args, _init_setup_model=False, **kwargs)
+        self.engine = engine
+        self.n_rollbacks = 0
+        self.last_update: UpdateStatistics | None = None
+        self._engine: PolicyEngine | None = None
+        self._rollout: tuple[np.ndarray, th.Tensor] | None = None
+
+    # ---- set-up, saving, loading ------------------------------------------------------------------------------
+
+    def _setup_model(self) -> None:
+        loaded_with = self.__dict__.pop(_LOADED_WITH, None)
+        if loaded_with is not None and "_trust_format" not in self.__dict__:
+            self._adopt_foreign_model(loaded_with)
+        self._trust_format = TRUST_FORMAT
+        self._check_arguments()
+        super()._setup_model()
+        self._engine = None
+        self._rollout = None
+        self._policy_engine()  # a policy that cannot be served is refused at construction
+
+    def _check_arguments(self) -> None:
+        """
+        :raises InvalidArgument: if an argument cannot work
+        """
+        check_common_arguments(self)
+        if self.env is not None:
+            check_spaces(self.observation_space, self.action_space)
+
+    def _adopt_foreign_model(self, overridden: frozenset[str]) -> None:
+        """
+        Convert what a model saved by SB3 or sb3-contrib means to what it means here.
+
+        :param overridden: names of the arguments that were passed to ``load``: they are ours already
+        """
+
+    @classmethod
+    def load(cls: type[SelfTrustRegion], path: Any, *args: Any, **kwargs: Any) -> SelfTrustRegion:
+        """
+        Load a model of this class, or of SB3's or sb3-contrib's counterpart; arguments as in SB3.
+
+        :raises InvalidArgument: if an argument given here cannot work
+        """
+        # SB3 writes extra keywords to the model before it sets it up: the one moment to convert a foreign model
+        return super().load(path, *args, **{**kwargs, _LOADED_WITH: frozenset(kwargs)})
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_engine", "_rollout", "last_update"]
+
+    def _policy_engine(self) -> PolicyEngine:
+        if self._engine is None or self._engine.policy is not self.policy:
+            self._engine = AutogradEngine(self.policy)
+        return self._engine
+
+    # ---- collecting -------------------------------------------------------------------------------------------
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """As in SB3; keeps the distribution parameters that acted, for the exact KL divergence."""
+        start = time.perf_counter()
+        old_distribution = collect(
+            self, self._policy_engine().stepper(), env, callback, rollout_buffer, n_rollout_steps
+        )
+        if old_distribution is None:
+            return False
+        self._rollout = (rollout_buffer.actions, old_distribution)
+        self.logger.record("time/collect_seconds", time.perf_counter() - start)
+        return True
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
+        # the last rollout may run past the end
+        self._current_progress_remaining = min(max(self._current_progress_remaining, 0.0), 1.0)
+
+    # ---- updating ---------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _update(self, batch: Batch) -> UpdateStatistics:
+        """
+        Move policy and critic, and say what was done; how far the policy moved is measured afterwards.
+
+        :raises NonFiniteUpdate: where something is not finite; whatever was changed is then undone
+        """
+
+    def train(self) -> None:
+        """Update policy and value function from the rollout buffer."""
+        start = time.perf_counter()
+        self._update_learning_rate(self.policy.optimizer)
+        with distribution_validation_off():
+            batch = self._make_batch()
+            self.last_update = self._guarded_update(batch)
+        self._log(self.last_update)
+        self.logger.record("time/update_seconds", time.perf_counter() - start)
+
+    def _make_batch(self) -> Batch:
+        buffer = self.rollout_buffer
+        # the kept parameters belong to this buffer's content only if our loop filled it last
+        actions, old_distribution = self._rollout or (None, None)
+        if actions is not buffer.actions:
+            old_distribution = None
+        batch = flat_batch(buffer, self.action_space, old_distribution)
+        if batch.old_distribution is None:
+            self.policy.set_training_mode(False)
+            batch.old_distribution = self._policy_engine().distribution_parameters(batch.observations)
+        self._rollout = None
+        return batch
+
+    def _guarded_update(self, batch: Batch) -> UpdateStatistics:
+        """Update, or leave parameters, buffers and optimizer state bit-identical to before."""
+        if not all_finite(self.policy):
+            raise ValueError(
+                "the policy's parameters, buffers or optimizer state are NaN or infinite already: there is nothing "
+                "to go back to (load an earlier checkpoint)"
+            )
+        snapshot, n_updates = Snapshot(self.policy), self._n_updates
+        try:
+            reason = batch.non_finite()
+            if reason is not None:
+                raise NonFiniteUpdate(reason)
+            statistics = self._update(batch)
+            self._measure(batch, statistics)
+            self._after_update(statistics, len(batch))
+        except NonFiniteUpdate as error:
+            snapshot.restore()
+            self._n_updates = n_updates
+            self.n_rollbacks += 1
+            warnings.warn(f"update rolled back: non-finite {error}", RuntimeWarning, stacklevel=3)
+            statistics = self.statistics_class(rollback_reason=str(error))
+        except BaseException:
+            snapshot.restore()
+            self._n_updates = n_updates
+            raise
+        statistics.n_updates, statistics.rollbacks = self._n_updates, self.n_rollbacks
+        buffer = self.rollout_buffer
+        statistics.explained_variance = explained_variance(buffer.values.flatten(), buffer.returns.flatten())
+        if isinstance(std := getattr(self.policy, "log_std", None), th.Tensor):
+            statistics.std = std.detach().exp().mean().item()
+        return statistics
+
+    def _measure(self, batch: Batch, statistics: UpdateStatistics) -> None:
+        """How far the policy moved, on every state of the rollout, in the mode in which it acts."""
+        self.policy.set_training_mode(False)
+        terms = self._policy_engine().measure(batch, {"log_prob", "entropy", "kl"})
+        kl, log_prob = required(terms.kl), required(terms.log_prob)
+        statistics.kl, statistics.kl_max = kl.mean().item(), kl.max().item()
+        if terms.entropy is not None:
+            statistics.entropy = terms.entropy.mean(dtype=th.float64).item()
+        else:
+            # the actions are the old policy's: importance weights make them the new one's
+            weights = (log_prob - batch.old_log_prob).exp()
+            statistics.entropy = -(weights * log_prob).mean(dtype=th.float64).item()
+        for name in ("kl", "value_loss"):
+            if not np.isfinite(getattr(statistics, name)):
+                raise NonFiniteUpdate(name)
+        if not all_finite(self.policy):
+            raise NonFiniteUpdate("parameters, buffers or optimizer state")
+
+    def _after_update(self, statistics: UpdateStatistics, n_samples: int) -> None:
+        """Move adaptive coefficients; called once a rollout, after an update that stands."""
+
+    def _fit_critic(self, batch: Batch, n_epochs: int, batch_size: int) -> float:
+        """
+        Regress the value function on the returns by minibatches; only what the policy does not depend on moves.
+
+        :return: the mean value loss over all minibatches, ``nan`` where the critic has no parameter of its own
+        """
+        engine, loss = self._policy_engine(), ValueLoss()
+        parameters = engine.partition(batch).critic_only
+        if not parameters:
+            return 0.0
+        losses = []
+        for _ in range(n_epochs):
+            for indices in minibatches(len(batch), batch_size):
+                minibatch = batch[indices.to(self.device)]
+                evaluation = engine.evaluate(minibatch, loss.needs)
+                result = loss(evaluation.terms, minibatch)
+                # no gradient at all for the others: to an optimizer with momentum a zero gradient is a step
+                self.policy.optimizer.zero_grad(set_to_none=True)
+                for p, gradient in zip(parameters, evaluation.gradient(result.derivatives, parameters), strict=True):
+                    p.grad = gradient
+                self.policy.optimizer.step()
+                losses.append(result.value)
+        return th.stack(losses).mean(dtype=th.float64).item()
+
+    # ---- logging ----------------------------------------------------------------------------------------------
+
+    def _log(self, statistics: UpdateStatistics) -> None:
+        for name, value in statistics.log_items().items():
+            exclude = "tensorboard" if name in ("n_updates", "rollback_reason") else None
+            self.logger.record(f"train/{name}", value, exclude=exclude)
+
+    def learn(
+        self: SelfTrustRegion,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int | None = 1,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfTrustRegion:
+        """
+        As in SB3, and the last update is logged too.
+
+        :param tb_log_name: name of the run for TensorBoard; the algorithm's name by default
+        """
+        super().learn(
+            total_timesteps,
+            callback,
+            log_interval,  # type: ignore[arg-type]  # SB3 takes None for "never", as its own loop shows
+            tb_log_name or type(self).__name__,
+            reset_num_timesteps,
+            progress_bar,
+        )
+        pending = dict(self.logger.name_to_value)
+        if log_interval is not None and any(name.startswith("train/") for name in pending):
+            excluded = dict(self.logger.name_to_excluded)
+            self.logger.dump(step=self.num_timesteps)
+            # as after SB3's learn, the values of the last update can still be read
+            self.logger.name_to_value.update(pending)
+            self.logger.name_to_excluded.update(excluded)
+        return self
+
+
+def minibatches(n_samples: int, batch_size: int) -> Iterator[th.Tensor]:
+    """One epoch of shuffled indices, by one permutation from NumPy's global generator as SB3 draws it."""
+    return iter(th.from_numpy(np.random.permutation(n_samples)).split(batch_size))
+
+
+@contextmanager
+def distribution_validation_off() -> Iterator[None]:
+    """
+    Let torch's distributions pass NaN on instead of raising: a NaN is looked for, and rolled back, where it shows.
+    """
+    kind: Any = th.distributions.Distribution
+    before = kind._validate_args
+    th.distributions.Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        th.distributions.Distribution.set_default_validate_args(before)

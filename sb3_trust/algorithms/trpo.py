@@ -1,0 +1,298 @@
+"""Trust region policy optimization."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+
+from sb3_trust.algorithms.arguments import check_minibatch
+from sb3_trust.algorithms.base import TrustRegionAlgorithm
+from sb3_trust.algorithms.statistics import NonFiniteUpdate, TRPOStatistics, UpdateStatistics
+from sb3_trust.engines.batch import Batch
+from sb3_trust.engines.vectors import assign, flatten
+from sb3_trust.errors import InvalidArgument, check_integer, check_number, reject
+from sb3_trust.numerics.conjugate_gradient import conjugate_gradient
+from sb3_trust.numerics.line_search import LineSearchResult, Trial, backtracking_line_search
+from sb3_trust.numerics.objectives import SurrogateObjective, normalize_advantages, required
+from sb3_trust.numerics.schedules import check_target, value_at
+
+
+class TRPO(TrustRegionAlgorithm):
+    r"""
+    Trust region policy optimization (Schulman et al. 2015, https://arxiv.org/abs/1502.05477):
+
+    .. math:: \max_\theta \; E[r A] + c_e H \quad \text{s.t.} \quad E[KL(\pi_{old} \| \pi_\theta)] \le \delta,
+        \qquad r = \pi_\theta(a|s) / \pi_{old}(a|s)
+
+    The constraint is the exact KL divergence, summed over action dimensions and averaged over the rollout's states.
+    A step that breaks it, or does not improve the surrogate, is not taken: the policy then is bit-identical to before.
+    Policy and critic are evaluated in eval mode throughout: no dropout, no moving batch statistics.
+
+    The constructor is that of ``sb3_contrib.TRPO``, then ``ent_coef`` and what follows by keyword. contrib averages
+    the KL divergence over the dimensions of Box and MultiBinary actions: on d of them its ``target_kl`` and
+    ``cg_damping`` are d times smaller than here.
+
+    :param policy: "MlpPolicy", "CnnPolicy", "MultiInputPolicy" or a policy class
+    :param env: the environment, a ``VecEnv`` of several or the id of a registered one
+    :param learning_rate: of the critic's optimizer; a number or a function of the remaining progress
+    :param n_steps: steps of each environment in a rollout; rollouts of 1000 samples and more are usual
+    :param batch_size: samples in a minibatch of the critic
+    :param gamma: discount factor
+    :param cg_max_steps: iterations of the conjugate gradient method, usually 10 to 25
+    :param cg_damping: multiple of the identity that is added to the Fisher matrix to solve for the step,
+        usually 1e-3 to 1
+    :param line_search_shrinking_factor: factor between two points of the line search, in (0, 1)
+    :param line_search_max_iter: points of the line search
+    :param n_critic_updates: passes of the critic over a rollout
+    :param gae_lambda: bias-variance trade-off of the generalized advantage estimator, usually 0.9 to 1
+    :param use_sde: generalized state-dependent exploration, for Box actions
+    :param sde_sample_freq: steps between new noise matrices; -1: one a rollout
+    :param rollout_buffer_class: rollout buffer; ``None``: chosen for the observation space
+    :param rollout_buffer_kwargs: its extra arguments
+    :param normalize_advantage: normalise the advantages of the rollout
+    :param target_kl: the bound, usually 0.005 to 0.1; a number, a function of the remaining progress, or a string
+        such as "lin_0.02". At 0 the policy takes no step
+    :param sub_sampling_factor: average the Fisher matrix over one in so many states, drawn at random; gradient and
+        line search use all (Schulman 2016, Optimizing Expectations, p. 40)
+    :param stats_window_size: episodes that the logged means cover
+    :param tensorboard_log: directory for TensorBoard; ``None``: off
+    :param policy_kwargs: extra arguments of the policy
+    :param verbose: 0: silent, 1: information, 2: debugging
+    :param seed: of all random generators
+    :param device: "auto", "cpu", "cuda", ...
+    :param _init_setup_model: build the networks at once
+    :param ent_coef: weight of the entropy bonus in the surrogate; 0 for a squashed policy, whose entropy has no
+        closed form
+    :param accept_ratio: smallest ratio of the surrogate's improvement to what its linear model promises at which the
+        line search accepts; 0: any improvement
+    :param cg_tolerance: relative residual at which the conjugate gradient method ends
+    :param engine: "auto" or "autograd"
+    :raises InvalidArgument: if an argument cannot work
+    """
+
+    statistics_class: ClassVar[type[UpdateStatistics]] = TRPOStatistics
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 1e-3,
+        n_steps: int = 2048,
+        batch_size: int = 128,
+        gamma: float = 0.99,
+        cg_max_steps: int = 15,
+        cg_damping: float = 0.1,
+        line_search_shrinking_factor: float = 0.8,
+        line_search_max_iter: int = 10,
+        n_critic_updates: int = 10,
+        gae_lambda: float = 0.95,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        rollout_buffer_class: type[RolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        normalize_advantage: bool = True,
+        target_kl: float | str | Schedule = 0.01,
+        sub_sampling_factor: int = 1,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+        *,
+        ent_coef: float = 0.0,
+        accept_ratio: float = 0.1,
+        cg_tolerance: float = 1e-4,
+        engine: str = "auto",
+    ) -> None:
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            ent_coef=ent_coef,
+            vf_coef=0.0,  # the critic is fitted on its own
+            max_grad_norm=0.0,
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            rollout_buffer_class=rollout_buffer_class,
+            rollout_buffer_kwargs=rollout_buffer_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            device=device,
+            seed=seed,
+            engine=engine,
+        )
+        self.batch_size = batch_size
+        self.cg_max_steps = cg_max_steps
+        self.cg_damping = cg_damping
+        self.line_search_shrinking_factor = line_search_shrinking_factor
+        self.line_search_max_iter = line_search_max_iter
+        self.n_critic_updates = n_critic_updates
+        self.normalize_advantage = normalize_advantage
+        self.target_kl = target_kl
+        self.sub_sampling_factor = sub_sampling_factor
+        self.accept_ratio = accept_ratio
+        self.cg_tolerance = cg_tolerance
+        if _init_setup_model:
+            self._setup_model()
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        check_minibatch(self, self.batch_size, self.normalize_advantage, per_minibatch=False)
+        check_integer("cg_max_steps", self.cg_max_steps, 1)
+        check_number("cg_damping", self.cg_damping)
+        check_number("cg_tolerance", self.cg_tolerance, 0.0, 1.0)
+        shrinking = self.line_search_shrinking_factor
+        check_number("line_search_shrinking_factor", shrinking, 0.0, 1.0, open_minimum=True)
+        if shrinking == 1.0:
+            raise reject("line_search_shrinking_factor", shrinking, "a number in (0, 1)")
+        check_integer("line_search_max_iter", self.line_search_max_iter, 1)
+        check_integer("n_critic_updates", self.n_critic_updates, 0)
+        check_target("target_kl", self.target_kl)
+        check_integer("sub_sampling_factor", self.sub_sampling_factor, 1)
+        check_number("accept_ratio", self.accept_ratio, 0.0, 1.0)
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        if self.ent_coef > 0 and self.policy.squash_output:
+            raise InvalidArgument(
+                f"`ent_coef` must be 0 for a squashed policy, whose entropy has no closed form, but got {self.ent_coef!r}"
+            )
+
+    def _adopt_foreign_model(self, overridden: frozenset[str]) -> None:
+        if not isinstance(self.action_space, (spaces.Box, spaces.MultiBinary)):
+            return
+        dimensions = get_action_dim(self.action_space)
+        converted = []
+        for name in sorted({"target_kl", "cg_damping"} - overridden):
+            before = getattr(self, name)
+            setattr(self, name, before * dimensions)
+            converted.append(f"{name} {before:g} -> {before * dimensions:g}")
+        warnings.warn(
+            "this model was saved by sb3-contrib, whose KL divergence is averaged over the "
+            f"{dimensions} action dimensions; here it is summed, so: {', '.join(converted) or 'nothing to convert'}",
+            UserWarning,
+            stacklevel=5,
+        )
+
+    def _update(self, batch: Batch) -> TRPOStatistics:
+        self.policy.set_training_mode(False)
+        target_kl = value_at("target_kl", self.target_kl, self._current_progress_remaining)
+        statistics = TRPOStatistics(target_kl=target_kl)
+        if target_kl > 0:
+            advantages = normalize_advantages(batch.advantages) if self.normalize_advantage else batch.advantages
+            self._policy_step(batch.with_advantages(advantages), target_kl, statistics)
+        statistics.value_loss = self._fit_critic(batch, self.n_critic_updates, self.batch_size)
+        self._n_updates += 1
+        return statistics
+
+    def _policy_step(self, batch: Batch, target_kl: float, statistics: TRPOStatistics) -> None:
+        """Algorithm 1 of the paper with the step of its appendix C."""
+        engine = self._policy_engine()
+        parameters = engine.partition(batch).policy
+        surrogate = SurrogateObjective(self.ent_coef)
+
+        # the gradient g of the surrogate at the old parameters
+        evaluation = engine.evaluate(batch, surrogate.needs)
+        start = surrogate(evaluation.terms, batch)
+        statistics.policy_objective = start.value.item()
+        gradient = flatten(evaluation.gradient(start.derivatives, parameters)).double()
+        statistics.gradient_norm = _finite("policy gradient", gradient.norm().item())
+
+        # x = (F + damping I)^-1 g
+        fisher = self._fisher(batch)
+        cg = conjugate_gradient(
+            lambda v: fisher(v) + self.cg_damping * v, gradient, self.cg_max_steps, self.cg_tolerance
+        )
+        statistics.cg_iterations, statistics.cg_residual = cg.iterations, cg.relative_residual
+        statistics.fisher_products = cg.iterations
+        if cg.stopped_by == "non_finite":
+            raise NonFiniteUpdate("Fisher-vector product")
+        direction = cg.x
+        if not bool(direction.any()):
+            return  # no gradient, or no curvature along it: nowhere to go
+
+        # beta = sqrt(2 delta / x^T F x), from the undamped curvature: the quadratic model's KL is then delta itself
+        statistics.curvature = _finite("curvature", float(direction @ fisher(direction)))
+        statistics.fisher_products += 1
+        if statistics.curvature <= 0:
+            return
+        step = (2 * target_kl / statistics.curvature) ** 0.5 * direction
+
+        search = self._line_search(batch, surrogate, parameters, step, float(gradient @ step), target_kl)
+        last = search.trials[-1]
+        tried = self.line_search_shrinking_factor ** (len(search.trials) - 1)
+        statistics.line_search_steps = len(search.trials)
+        statistics.is_line_search_success = int(search.accepted)
+        statistics.step_fraction = search.fraction
+        statistics.step_norm = search.fraction * step.norm().item()
+        statistics.expected_improvement = tried * float(gradient @ step)
+        statistics.actual_improvement = last.improvement
+        if search.accepted:
+            statistics.policy_objective += last.improvement
+
+    def _fisher(self, batch: Batch) -> Callable[[th.Tensor], th.Tensor]:
+        """The undamped Fisher-vector product, on vectors of float64."""
+        if self.sub_sampling_factor > 1:
+            size = max(len(batch) // self.sub_sampling_factor, 1)
+            batch = batch[th.from_numpy(np.random.permutation(len(batch))[:size]).to(self.device)]
+        product = self._policy_engine().fisher_vector_product(batch)
+        return lambda vector: product(vector.float()).double()
+
+    def _line_search(
+        self,
+        batch: Batch,
+        surrogate: SurrogateObjective,
+        parameters: list[th.nn.Parameter],
+        step: th.Tensor,
+        expected_improvement: float,
+        target_kl: float,
+    ) -> LineSearchResult:
+        """Move the policy to the first point that keeps the bound and improves enough, or leave it as it is."""
+        engine = self._policy_engine()
+        old = [p.detach().clone() for p in parameters]
+        origin = flatten(old).double()
+        needs = surrogate.needs | {"kl"}
+        start = surrogate(engine.measure(batch, needs), batch).value
+
+        def trial(fraction: float) -> Trial:
+            assign(parameters, origin + fraction * step)
+            terms = engine.measure(batch, needs)
+            improvement = surrogate(terms, batch).value - start
+            return Trial(improvement.item(), required(terms.kl).mean().item())
+
+        result = backtracking_line_search(
+            trial,
+            expected_improvement,
+            target_kl,
+            self.accept_ratio,
+            self.line_search_shrinking_factor,
+            self.line_search_max_iter,
+        )
+        if not result.accepted:
+            assign(parameters, flatten(old))
+        return result
+
+
+def _finite(name: str, value: float) -> float:
+    """
+    :raises NonFiniteUpdate: unless ``value`` is finite
+    """
+    if not np.isfinite(value):
+        raise NonFiniteUpdate(name)
+    return value

@@ -1,0 +1,189 @@
+"""The reference engine: any policy, any device, through autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.utils import obs_as_tensor
+
+from sb3_trust.engines.base import Evaluation, Partition, PolicyEngine, Stepper
+from sb3_trust.engines.batch import Batch, Observations
+from sb3_trust.engines.vectors import flatten
+from sb3_trust.numerics.objectives import PolicyTerms
+
+# more states than this tell no more about which parameters an output depends on
+PROBE_SIZE = 256
+
+
+def _pairs(outputs: PolicyTerms, derivatives: PolicyTerms) -> tuple[list[th.Tensor], list[th.Tensor]]:
+    """The outputs that have a derivative, and these derivatives, in the same order."""
+    fields = ("log_prob", "entropy", "kl", "values")
+    named = [(getattr(outputs, name), getattr(derivatives, name)) for name in fields]
+    chosen = [(output, slope) for output, slope in named if slope is not None]
+    return [output for output, _ in chosen], [slope for _, slope in chosen]
+
+
+def _detached(terms: PolicyTerms) -> PolicyTerms:
+    return PolicyTerms(**{name: None if term is None else term.detach() for name, term in vars(terms).items()})
+
+
+class AutogradEvaluation(Evaluation):
+    """Keeps the graph of the terms."""
+
+    def __init__(self, outputs: PolicyTerms) -> None:
+        self._outputs = outputs
+        self.terms = _detached(outputs)
+
+    def backward(self, derivatives: PolicyTerms) -> None:
+        outputs, slopes = _pairs(self._outputs, derivatives)
+        th.autograd.backward(outputs, slopes)
+
+    def gradient(self, derivatives: PolicyTerms, parameters: list[th.nn.Parameter]) -> list[th.Tensor]:
+        outputs, slopes = _pairs(self._outputs, derivatives)
+        gradients = th.autograd.grad(outputs, parameters, slopes, allow_unused=True)
+        return [th.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
+
+
+class AutogradEngine(PolicyEngine):
+    """Evaluates the policy's own modules and differentiates them with autograd."""
+
+    def __init__(self, policy: ActorCriticPolicy) -> None:
+        super().__init__(policy)
+        self._partition: Partition | None = None
+        self._partition_key: tuple[tuple[int, bool], ...] = ()
+
+    def holds_its_distribution(self, method: str) -> bool:
+        """
+        Whether, after a call of the policy's ``method``, ``policy.action_dist`` is the distribution that it
+        evaluated: true of SB3's own methods. One that a user has overridden may have done anything.
+        """
+        names = (method, "_get_action_dist_from_latent")
+        kind = type(self.policy)
+        return all(
+            getattr(kind, name) is getattr(ActorCriticPolicy, name) and name not in vars(self.policy) for name in names
+        )
+
+    def stepper(self) -> TorchStepper:
+        return TorchStepper(self)
+
+    def evaluate(self, batch: Batch, needs: Collection[str]) -> AutogradEvaluation:
+        return AutogradEvaluation(self._outputs(batch, needs))
+
+    def measure(self, batch: Batch, needs: Collection[str]) -> PolicyTerms:
+        with th.no_grad():
+            return self._outputs(batch, needs, kl_dtype=th.float64)
+
+    def _outputs(self, batch: Batch, needs: Collection[str], kl_dtype: th.dtype | None = None) -> PolicyTerms:
+        terms = PolicyTerms()
+        distribution: Distribution | None = None
+        if "values" in needs and "log_prob" in needs:
+            values, terms.log_prob, entropy = self.policy.evaluate_actions(batch.observations, batch.actions)
+            terms.values = values.flatten()
+            terms.entropy = entropy
+            if "kl" in needs and self.holds_its_distribution("evaluate_actions"):
+                distribution = self.policy.action_dist
+        elif "values" in needs:
+            terms.values = self.policy.predict_values(batch.observations).flatten()
+        if "log_prob" in needs and terms.log_prob is None:
+            distribution = self.policy.get_distribution(batch.observations)
+            terms.log_prob = distribution.log_prob(batch.actions)
+            terms.entropy = distribution.entropy() if "entropy" in needs else None
+        if "kl" in needs:
+            distribution = distribution or self.policy.get_distribution(batch.observations)
+            terms.kl = self._kl(batch, distribution, kl_dtype)
+        return terms
+
+    def _kl(self, batch: Batch, distribution: Distribution, dtype: th.dtype | None) -> th.Tensor:
+        if batch.old_distribution is None:
+            raise RuntimeError("the batch holds no old distribution to measure a KL divergence from")
+        return self.family.kl(batch.old_distribution.to(dtype), self.family.of(distribution).to(dtype))
+
+    def distribution_parameters(self, observations: Observations) -> th.Tensor:
+        with th.no_grad():
+            return self.family.of(self.policy.get_distribution(observations))
+
+    def fisher_vector_product(self, batch: Batch) -> Callable[[th.Tensor], th.Tensor]:
+        """
+        ``J^T M J v / n`` with the closed-form metric M of the distribution. ``J v`` is the derivative of the
+        vector-Jacobian product ``J^T u`` with respect to ``u``: reverse mode alone, which every module supports.
+        """
+        parameters = self.partition(batch).policy
+        outputs = self.family.of(self.policy.get_distribution(batch.observations))
+        cotangent = th.zeros_like(outputs, requires_grad=True)
+        # J^T u for u = 0, as a graph that is linear in u
+        pulled_back = th.autograd.grad(outputs, parameters, cotangent, create_graph=True)
+        fixed = outputs.detach()
+        sizes = [p.numel() for p in parameters]
+
+        def product(vector: th.Tensor) -> th.Tensor:
+            pieces = [v.view_as(p) for v, p in zip(vector.split(sizes), parameters, strict=True)]
+            (tangent,) = th.autograd.grad(pulled_back, cotangent, pieces, retain_graph=True)
+            metric_tangent = self.family.fisher(fixed, tangent) / len(batch)
+            return flatten(th.autograd.grad(outputs, parameters, metric_tangent, retain_graph=True))
+
+        return product
+
+    def partition(self, batch: Batch) -> Partition:
+        key = tuple((id(p), p.requires_grad) for p in self.policy.parameters())
+        if self._partition is None or key != self._partition_key:
+            self._partition, self._partition_key = self._probe(batch), key
+        return self._partition
+
+    def _probe(self, batch: Batch) -> Partition:
+        """Which trainable parameters the distribution and the value depend on, by asking the graph."""
+        trainable = [p for p in self.policy.parameters() if p.requires_grad]
+        observations = batch[:PROBE_SIZE].observations
+        training = self.policy.training
+        self.policy.set_training_mode(False)  # no dropout: no random number is drawn, no buffer moves
+        distribution = self.family.of(self.policy.get_distribution(observations))
+        of_policy = _influences(distribution, trainable)
+        of_value = _influences(self.policy.predict_values(observations), trainable)
+        self.policy.set_training_mode(training)
+        policy = [p for p, used in zip(trainable, of_policy, strict=True) if used]
+        critic = [p for p, used, acts in zip(trainable, of_value, of_policy, strict=True) if used and not acts]
+        return Partition(policy, critic)
+
+
+def _influences(output: th.Tensor, parameters: list[th.nn.Parameter]) -> list[bool]:
+    if not output.requires_grad:
+        return [False] * len(parameters)
+    return [g is not None for g in th.autograd.grad(output.sum(), parameters, allow_unused=True)]
+
+
+class TorchStepper(Stepper):
+    """Steps any policy by calling it, exactly as SB3's own loop does, and keeps the distributions it acted by."""
+
+    def __init__(self, engine: AutogradEngine) -> None:
+        self._engine = engine
+        self._policy = engine.policy
+        self._call_leaves_distribution = engine.holds_its_distribution("forward")
+        self._raw: list[tuple[th.Tensor, ...]] = []
+
+    def act(self, observations: np.ndarray | dict[str, np.ndarray]) -> tuple[Observations, th.Tensor, th.Tensor, th.Tensor]:
+        with th.no_grad():
+            tensors: Any = obs_as_tensor(observations, self._policy.device)
+            actions, values, log_probs = self._policy(tensors)
+            if self._call_leaves_distribution:
+                distribution = self._policy.action_dist
+            else:
+                distribution = self._policy.get_distribution(tensors)
+            self._raw.append(self._engine.family.raw(distribution.distribution))
+        return tensors, actions, values, log_probs
+
+    def values(self, observations: np.ndarray | dict[str, np.ndarray]) -> th.Tensor:
+        with th.no_grad():
+            tensors: Any = obs_as_tensor(observations, self._policy.device)
+            return self._policy.predict_values(tensors)
+
+    def terminal_value(self, observation: np.ndarray | dict[str, np.ndarray]) -> th.Tensor:
+        with th.no_grad():
+            return self._policy.predict_values(self._policy.obs_to_tensor(observation)[0])[0]
+
+    def finish(self) -> th.Tensor:
+        stacked = [th.stack(parts) for parts in zip(*self._raw, strict=True)]
+        return self._engine.family.parameters(*stacked)

@@ -1,0 +1,99 @@
+"""What sb3_trust raises for a bad argument, and the checks that raise it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from numbers import Integral, Real
+from typing import Any
+
+
+class InvalidArgument(ValueError, AssertionError):
+    """
+    An argument has a value that cannot work.
+
+    It is an ``AssertionError`` too, because Stable-Baselines3 signals bad arguments with assertions
+    and code written for it catches those.
+    """
+
+
+def reject(name: str, value: Any, allowed: str) -> InvalidArgument:
+    """The error that names an argument, the value it was given and what it may be."""
+    return InvalidArgument(f"`{name}` must be {allowed}, but got {value!r}")
+
+
+def check_integer(name: str, value: Any, minimum: int) -> None:
+    """
+    :raises InvalidArgument: unless ``value`` is an integer (NumPy's included, bool not) of at least ``minimum``
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
+        raise reject(name, value, f"an integer >= {minimum}")
+
+
+def is_number(value: Any) -> bool:
+    """Whether ``value`` is a real number that is not NaN; a bool is not a number here."""
+    return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def check_number(
+    name: str,
+    value: Any,
+    minimum: float = 0.0,
+    maximum: float = math.inf,
+    *,
+    open_minimum: bool = False,
+    allow_infinity: bool = False,
+) -> None:
+    """
+    :param open_minimum: the minimum itself is not allowed
+    :param allow_infinity: ``math.inf`` is allowed
+    :raises InvalidArgument: unless ``value`` is a number within the bounds
+    """
+    fits = is_number(value) and minimum <= value <= maximum
+    fits = fits and not (open_minimum and value == minimum) and (allow_infinity or not math.isinf(value))
+    if not fits:
+        if maximum < math.inf:
+            allowed = f"a number in {'(' if open_minimum else '['}{minimum:g}, {maximum:g}]"
+        else:
+            allowed = f"a{' ' if allow_infinity else ' finite '}number {'>' if open_minimum else '>='} {minimum:g}"
+        raise reject(name, value, allowed)
+
+
+def check_number_or_schedule(name: str, value: Any, **bounds: Any) -> None:
+    """
+    :raises InvalidArgument: unless ``value`` is callable or passes :func:`check_number`
+    """
+    if callable(value):
+        return
+    try:
+        check_number(name, value, **bounds)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{error} (a function of the remaining progress is allowed too)") from None
+
+
+def check_optional(check: Callable[..., None], name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+    """
+    :raises InvalidArgument: unless ``value`` is ``None`` or passes ``check``
+    """
+    if value is None:
+        return
+    try:
+        check(name, value, *args, **kwargs)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{error} (`None` turns it off)") from None
+
+
+def check_boolean(name: str, value: Any) -> None:
+    """
+    :raises InvalidArgument: unless ``value`` is a bool
+    """
+    if not isinstance(value, bool):
+        raise reject(name, value, "True or False")
+
+
+def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
+    """
+    :raises InvalidArgument: unless ``value`` is one of ``choices``
+    """
+    if not isinstance(value, str) or value not in choices:
+        raise reject(name, value, "one of " + ", ".join(repr(choice) for choice in choices))

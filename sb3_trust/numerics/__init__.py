@@ -1,0 +1,1 @@
+"""Mathematics on arrays and callables: no policy, no environment, no logging."""

@@ -1,0 +1,64 @@
+"""The front door: ``sb3-trust <script> ...``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import rl_zoo3.train
+from rl_zoo3.enjoy import enjoy
+
+from sb3_trust._version import __version__
+from sb3_trust.zoo.manager import TrustExperimentManager
+from sb3_trust.zoo.registration import ALGORITHMS, hyperparams_file
+
+DESCRIPTION = """\
+The RL Zoo's scripts with the algorithms of sb3-trust.
+
+  train   train a model; saves it with updates.csv and a figure, and evaluates it
+  enjoy   run a trained model
+
+Arguments are the Zoo's: sb3-trust train --help. Settings come from sb3-trust's own files unless -conf names another.
+
+  sb3-trust train --algo trpo --env CartPole-v1 -P
+  sb3-trust enjoy --algo trpo --env CartPole-v1 -f logs --no-render
+"""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """
+    Run one of the Zoo's scripts.
+
+    :param arguments: the script's name and its arguments
+    """
+    parser = argparse.ArgumentParser(
+        prog="sb3-trust", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"sb3-trust {__version__}")
+    parser.add_argument("script", choices=["train", "enjoy"], help="which script to run")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the script's own arguments")
+    parsed = parser.parse_args(arguments)
+    if parsed.script == "train":
+        # the Zoo's train() looks its manager up in its module when it is called
+        rl_zoo3.train.ExperimentManager = TrustExperimentManager  # type: ignore[misc]
+        _call(rl_zoo3.train.train, "train", with_own_settings(parsed.arguments))
+    else:
+        _call(enjoy, "enjoy", parsed.arguments)
+
+
+def _call(script, name: str, arguments: Sequence[str]) -> None:  # type: ignore[no-untyped-def]
+    """The Zoo's scripts read ``sys.argv``."""
+    sys.argv = [f"sb3-trust {name}", *arguments]
+    script()
+
+
+def with_own_settings(arguments: Sequence[str]) -> list[str]:
+    """The arguments of ``train``, with our YAML file if none is named and the algorithm is one of ours."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--algo", default="ppo")
+    parser.add_argument("-conf", "--conf-file")
+    known, _ = parser.parse_known_args(arguments)
+    if known.conf_file is None and known.algo in ALGORITHMS:
+        return [*arguments, "--conf-file", str(hyperparams_file(known.algo))]
+    return list(arguments)
