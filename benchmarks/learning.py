@@ -1,8 +1,8 @@
 """
 Train a grid of (algorithm, environment, seed) with the settings in ``hyperparams/`` and collect the scores.
 
-Each run is one process with one thread, started through ``sb3-trust train``. A row is written as soon as its run has
-ended; started again, only what has no row yet is run.
+Each run is one process with one thread, started through ``sb3-trust train``. A row is written as soon as its
+run has ended; started again, only what has no row yet is run.
 
     python benchmarks/learning.py                                        # the grid of benchmarks/learning.yml
     python benchmarks/learning.py --algo trpo --env Pendulum-v1 --seeds 0 1 2
@@ -30,7 +30,8 @@ from sb3_trust.plots import read_updates
 HERE = Path(__file__).parent
 COLUMNS = (
     "algo", "env", "seed", "n_timesteps", "goal", "return_mean", "return_std", "episodes",
-    "kl_mean", "kl_max_update", "target_kl", "rollbacks", "seconds", "sb3_trust", "stable_baselines3", "torch", "gymnasium",
+    "kl_mean", "kl_max_update", "target_kl", "rollbacks", "seconds",
+    "sb3_trust", "stable_baselines3", "torch", "gymnasium",
 )  # fmt: skip
 
 
@@ -93,14 +94,20 @@ def execute(run: Run, folder: Path) -> dict[str, object]:
 
 def main() -> None:
     """Run what has no row yet."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--grid", type=Path, default=HERE / "learning.yml", help="YAML file with the runs")
     parser.add_argument("--algo", nargs="+", help="only these algorithms; with --env any environment")
     parser.add_argument("--env", nargs="+", help="only these environments")
     parser.add_argument("--seeds", nargs="+", type=int, help="other seeds than the grid's")
-    parser.add_argument("-n", "--n-timesteps", type=int, default=0, help="other time steps than the settings'")
+    parser.add_argument(
+        "-n", "--n-timesteps", type=int, default=0, help="other time steps than the settings'"
+    )
     parser.add_argument("--results", type=Path, default=HERE / "results" / "learning.csv")
-    parser.add_argument("--folder", type=Path, default=Path("runs") / "learning", help="where the runs are saved")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("runs") / "learning", help="where the runs are saved"
+    )
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     args = parser.parse_args()
 

@@ -24,7 +24,8 @@ def reject(name: str, value: Any, allowed: str) -> InvalidArgument:
 
 def check_integer(name: str, value: Any, minimum: int) -> None:
     """
-    :raises InvalidArgument: unless ``value`` is an integer (NumPy's included, bool not) of at least ``minimum``
+    :raises InvalidArgument: unless ``value`` is an integer (NumPy's included, bool not) of at least
+        ``minimum``
     """
     if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
         raise reject(name, value, f"an integer >= {minimum}")
@@ -55,7 +56,9 @@ def check_number(
         if maximum < math.inf:
             allowed = f"a number in {'(' if open_minimum else '['}{minimum:g}, {maximum:g}]"
         else:
-            allowed = f"a{' ' if allow_infinity else ' finite '}number {'>' if open_minimum else '>='} {minimum:g}"
+            allowed = (
+                f"a{' ' if allow_infinity else ' finite '}number {'>' if open_minimum else '>='} {minimum:g}"
+            )
         raise reject(name, value, allowed)
 
 

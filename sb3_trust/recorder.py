@@ -14,9 +14,9 @@ UPDATES_FILE = "updates.csv"
 
 class UpdateRecorder(BaseCallback):
     """
-    Write ``model.last_update`` to ``updates.csv`` after each update: a row for each, with the columns ``update``,
-    ``num_timesteps`` and one for each statistic. The file is new for each ``learn()`` that resets the time steps,
-    and goes on in one that does not. Rows are there as soon as they are written.
+    Write ``model.last_update`` to ``updates.csv`` after each update: a row for each, with the columns
+    ``update``, ``num_timesteps`` and one for each statistic. The file is new for each ``learn()`` that
+    resets the time steps, and goes on in one that does not. Rows are there as soon as they are written.
 
     :param folder: where the file goes; it is made if it does not exist
     :param verbose: as for any callback

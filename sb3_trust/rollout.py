@@ -32,7 +32,9 @@ def collect(
     :raises ValueError: when an observation, or a reward that a normaliser would absorb, is NaN or infinite
     """
     if algorithm._last_obs is None:
-        raise RuntimeError("no previous observation: `collect_rollouts` is called by `learn`, which resets the environment")
+        raise RuntimeError(
+            "no previous observation: `collect_rollouts` is called by `learn`, which resets the environment"
+        )
     policy = algorithm.policy
     policy.set_training_mode(False)
     guard = _FiniteGuard(algorithm._vec_normalize_env)
@@ -45,8 +47,8 @@ def collect(
     while n_steps < n_rollout_steps:
         if algorithm.use_sde and algorithm.sde_sample_freq > 0 and n_steps % algorithm.sde_sample_freq == 0:
             policy.reset_noise(env.num_envs)
-        guard.check_observations(algorithm._last_obs)
-        obs_tensor, action_tensor, values, log_probs = stepper.act(algorithm._last_obs)
+        guard.check_observations(algorithm._last_obs)  # type: ignore[arg-type]
+        obs_tensor, action_tensor, values, log_probs = stepper.act(algorithm._last_obs)  # type: ignore[arg-type]
         actions = action_tensor.cpu().numpy()
         clipped_actions = actions_for_env(algorithm, actions)
 
@@ -101,7 +103,9 @@ def _bootstrap_time_limits(
     dones: np.ndarray,
     infos: list[dict[str, Any]],
 ) -> None:
-    """Where a time limit ended an episode, add the discounted value of its last state to the reward, in place."""
+    """
+    Where a time limit ended an episode, add the discounted value of its last state to the reward, in place.
+    """
     for index in np.flatnonzero(dones):
         info = infos[index]
         terminal = info.get("terminal_observation")
@@ -114,9 +118,9 @@ class _FiniteGuard:
     """
     Stops a rollout at the first observation that is NaN or infinite.
 
-    Nothing can be learned from it, and no later rollout would be better: a running normaliser carries it on for ever.
-    For the same reason rewards are checked here only under a reward normaliser; without one, a bad reward spoils one
-    rollout, and the update guards against that.
+    Nothing can be learned from it, and no later rollout would be better: a running normaliser carries it on
+    for ever. For the same reason rewards are checked here only under a reward normaliser; without one, a bad
+    reward spoils one rollout, and the update guards against that.
     """
 
     def __init__(self, normalizer: VecNormalize | None) -> None:

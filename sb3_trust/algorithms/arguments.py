@@ -38,7 +38,9 @@ def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) ->
             kinds = ", ".join(kind.__name__ for kind in allowed)
             raise InvalidArgument(f"`env` must have an {name} among {kinds}, but its {name} is {space}")
     if isinstance(action_space, spaces.MultiBinary) and len(action_space.shape) != 1:
-        raise InvalidArgument(f"`env` must have a flat MultiBinary action space, but its action space is {action_space}")
+        raise InvalidArgument(
+            f"`env` must have a flat MultiBinary action space, but its action space is {action_space}"
+        )
 
 
 def check_common_arguments(model: TrustRegionAlgorithm) -> None:
@@ -57,7 +59,9 @@ def check_common_arguments(model: TrustRegionAlgorithm) -> None:
     check_optional(check_integer, "seed", model.seed, 0)
 
 
-def check_minibatch(model: TrustRegionAlgorithm, batch_size: int, normalize_advantage: bool, per_minibatch: bool) -> None:
+def check_minibatch(
+    model: TrustRegionAlgorithm, batch_size: int, normalize_advantage: bool, per_minibatch: bool
+) -> None:
     """
     Check the sizes; a batch size that leaves a truncated minibatch only warns, as in SB3.
 
@@ -67,7 +71,9 @@ def check_minibatch(model: TrustRegionAlgorithm, batch_size: int, normalize_adva
     check_integer("batch_size", batch_size, 1)
     check_boolean("normalize_advantage", normalize_advantage)
     if normalize_advantage and per_minibatch and batch_size < 2:
-        raise reject("batch_size", batch_size, "greater than 1 where advantages are normalised in each minibatch")
+        raise reject(
+            "batch_size", batch_size, "greater than 1 where advantages are normalised in each minibatch"
+        )
     if model.env is None:
         return
     n_steps, n_envs = model.n_steps, model.env.num_envs

@@ -20,7 +20,7 @@ from stable_baselines3.common.policies import (
     BasePolicy,
     MultiInputActorCriticPolicy,
 )
-from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -59,15 +59,17 @@ class TrustRegionAlgorithm(OnPolicyAlgorithm):
     }
     statistics_class: ClassVar[type[UpdateStatistics]]
 
-    def __init__(self, *args: Any, engine: str = "auto", **kwargs: Any) -> None:
-        super().__init__(*args, _init_setup_model=False, **kwargs)
+    def __init__(
+        self, policy: str | type[ActorCriticPolicy], env: GymEnv | str, *, engine: str = "auto", **kwargs: Any
+    ) -> None:
+        super().__init__(policy, env, _init_setup_model=False, **kwargs)
         self.engine = engine
         self.n_rollbacks = 0
         self.last_update: UpdateStatistics | None = None
         self._engine: PolicyEngine | None = None
         self._rollout: tuple[np.ndarray, th.Tensor] | None = None
 
-    # ---- set-up, saving, loading ------------------------------------------------------------------------------
+    # ---- set-up, saving, loading -------------------------------------------------------------------------
 
     def _setup_model(self) -> None:
         loaded_with = self.__dict__.pop(_LOADED_WITH, None)
@@ -102,7 +104,8 @@ class TrustRegionAlgorithm(OnPolicyAlgorithm):
 
         :raises InvalidArgument: if an argument given here cannot work
         """
-        # SB3 writes extra keywords to the model before it sets it up: the one moment to convert a foreign model
+        # SB3 writes extra keywords to the model before it sets it up: the one moment to convert a foreign
+        # model
         return super().load(path, *args, **{**kwargs, _LOADED_WITH: frozenset(kwargs)})
 
     def _excluded_save_params(self) -> list[str]:
@@ -113,7 +116,7 @@ class TrustRegionAlgorithm(OnPolicyAlgorithm):
             self._engine = AutogradEngine(self.policy)
         return self._engine
 
-    # ---- collecting -------------------------------------------------------------------------------------------
+    # ---- collecting --------------------------------------------------------------------------------------
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -134,7 +137,7 @@ class TrustRegionAlgorithm(OnPolicyAlgorithm):
         # the last rollout may run past the end
         self._current_progress_remaining = min(max(self._current_progress_remaining, 0.0), 1.0)
 
-    # ---- updating ---------------------------------------------------------------------------------------------
+    # ---- updating ----------------------------------------------------------------------------------------
 
     @abstractmethod
     def _update(self, batch: Batch) -> UpdateStatistics:
@@ -171,8 +174,8 @@ class TrustRegionAlgorithm(OnPolicyAlgorithm):
         """Update, or leave parameters, buffers and optimizer state bit-identical to before."""
         if not all_finite(self.policy):
             raise ValueError(
-                "the policy's parameters, buffers or optimizer state are NaN or infinite already: there is nothing "
-                "to go back to (load an earlier checkpoint)"
+                "the policy's parameters, buffers or optimizer state are NaN or infinite already: "
+                "there is nothing to go back to (load an earlier checkpoint)"
             )
         snapshot, n_updates = Snapshot(self.policy), self._n_updates
         try:
@@ -222,9 +225,11 @@ class TrustRegionAlgorithm(OnPolicyAlgorithm):
 
     def _fit_critic(self, batch: Batch, n_epochs: int, batch_size: int) -> float:
         """
-        Regress the value function on the returns by minibatches; only what the policy does not depend on moves.
+        Regress the value function on the returns by minibatches; only what the policy does not depend on
+        moves.
 
-        :return: the mean value loss over all minibatches, ``nan`` where the critic has no parameter of its own
+        :return: the mean value loss over all minibatches, ``nan`` where the critic has no parameter of its
+            own
         """
         engine, loss = self._policy_engine(), ValueLoss()
         parameters = engine.partition(batch).critic_only
@@ -238,13 +243,15 @@ class TrustRegionAlgorithm(OnPolicyAlgorithm):
                 result = loss(evaluation.terms, minibatch)
                 # no gradient at all for the others: to an optimizer with momentum a zero gradient is a step
                 self.policy.optimizer.zero_grad(set_to_none=True)
-                for p, gradient in zip(parameters, evaluation.gradient(result.derivatives, parameters), strict=True):
+                for p, gradient in zip(
+                    parameters, evaluation.gradient(result.derivatives, parameters), strict=True
+                ):
                     p.grad = gradient
                 self.policy.optimizer.step()
                 losses.append(result.value)
         return th.stack(losses).mean(dtype=th.float64).item()
 
-    # ---- logging ----------------------------------------------------------------------------------------------
+    # ---- logging -----------------------------------------------------------------------------------------
 
     def _log(self, statistics: UpdateStatistics) -> None:
         for name, value in statistics.log_items().items():
@@ -291,7 +298,8 @@ def minibatches(n_samples: int, batch_size: int) -> Iterator[th.Tensor]:
 @contextmanager
 def distribution_validation_off() -> Iterator[None]:
     """
-    Let torch's distributions pass NaN on instead of raising: a NaN is looked for, and rolled back, where it shows.
+    Let torch's distributions pass NaN on instead of raising: a NaN is looked for, and rolled back, where it
+    shows.
     """
     kind: Any = th.distributions.Distribution
     before = kind._validate_args

@@ -75,19 +75,23 @@ class MinibatchAlgorithm(TrustRegionAlgorithm):
         optimizer = self.policy.optimizer
         optimizer.zero_grad()
         evaluation.backward(result.derivatives)
-        statistics["gradient_norm"] = th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+        statistics["gradient_norm"] = th.nn.utils.clip_grad_norm_(
+            self.policy.parameters(), self.max_grad_norm
+        )
         optimizer.step()
         return statistics, False
 
     def _summarize(self, history: list[Statistics], last_epoch: int) -> MinibatchStatistics:
         """Means over minibatches, read from the device once. The loss is the last one's, as SB3 logs it."""
         names = list(history[0])
-        rows = th.stack([th.stack([row.get(name, _NAN).to(self.device) for name in names]) for row in history])
+        rows = th.stack(
+            [th.stack([row.get(name, _NAN).to(self.device) for name in names]) for row in history]
+        )
         table = dict(zip(names, rows.double().cpu().numpy().T, strict=True))
         means = {name: float(np.nanmean(column)) for name, column in table.items()}
         means["approx_kl"] = float(np.mean(table["approx_kl"][last_epoch:]))
         means["loss"] = float(table["loss"][-1])
-        return self.statistics_class(**means)
+        return self.statistics_class(**means)  # type: ignore[arg-type]
 
 
 _NAN = th.tensor(float("nan"))

@@ -23,8 +23,9 @@ class PPO(MinibatchAlgorithm):
     .. math:: \max_\theta \; E[\min(r A, \mathrm{clip}(r, 1 - \epsilon, 1 + \epsilon) A)]
         - c_v (V - R)^2 + c_e H, \qquad r = \pi_\theta(a|s) / \pi_{old}(a|s)
 
-    The constructor is that of ``stable_baselines3.PPO``, and so is the update, to rounding. What is added: the exact
-    KL(old || new) of each update in the log, and the roll-back of an update in which something is not finite.
+    The constructor is that of ``stable_baselines3.PPO``, and so is the update, to rounding. What is added:
+    the exact KL(old || new) of each update in the log, and the roll-back of an update in which something is
+    not finite.
 
     :param policy: "MlpPolicy", "CnnPolicy", "MultiInputPolicy" or a policy class
     :param env: the environment, a ``VecEnv`` of several or the id of a registered one
@@ -36,8 +37,8 @@ class PPO(MinibatchAlgorithm):
     :param gae_lambda: bias-variance trade-off of the generalized advantage estimator, usually 0.9 to 1
     :param clip_range: epsilon, usually 0.1 to 0.3; a number or a function of the remaining progress;
         ``math.inf`` (``.inf`` in YAML): no clip
-    :param clip_range_vf: how far a value may move before it counts as moved no further, in units of the reward;
-        ``None``: any
+    :param clip_range_vf: how far a value may move before it counts as moved no further, in units of the
+        reward; ``None``: any
     :param normalize_advantage: normalise the advantages of each minibatch
     :param ent_coef: weight of the entropy bonus, usually 0 to 0.01
     :param vf_coef: weight of the value loss
@@ -46,7 +47,8 @@ class PPO(MinibatchAlgorithm):
     :param sde_sample_freq: steps between new noise matrices; -1: one a rollout
     :param rollout_buffer_class: rollout buffer; ``None``: chosen for the observation space
     :param rollout_buffer_kwargs: its extra arguments
-    :param target_kl: end the update once the approximate KL of a minibatch exceeds 1.5 times this; ``None``: never
+    :param target_kl: end the update once the approximate KL of a minibatch exceeds 1.5 times this; ``None``:
+        never
     :param stats_window_size: episodes that the logged means cover
     :param tensorboard_log: directory for TensorBoard; ``None``: off
     :param policy_kwargs: extra arguments of the policy

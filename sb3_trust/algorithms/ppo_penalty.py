@@ -28,20 +28,22 @@ class PPOPenalty(MinibatchAlgorithm):
     .. math:: \max_\theta \; E[r A - \beta KL(\pi_{old} \| \pi_\theta)] - c_v (V - R)^2 + c_e H
         - c_h \max(0, E[KL] - 2 t)^2
 
-    The KL divergence is exact, not sampled, and summed over action dimensions. There is no clipping. After each rollout
-    beta moves, by ``kl_rule``, so that the KL divergence of the final policy from the rollout's comes to ``target_kl``.
+    The KL divergence is exact, not sampled, and summed over action dimensions. There is no clipping. After
+    each rollout beta moves, by ``kl_rule``, so that the KL divergence of the final policy from the rollout's
+    comes to ``target_kl``.
 
     Arguments as for :class:`~sb3_trust.PPO` less its clip ranges, and:
 
-    :param target_kl: the KL divergence of an update that beta aims at, usually 0.003 to 0.03; a number, a function of
-        the remaining progress, or a string such as "lin_0.02". At 0 the policy takes no step
+    :param target_kl: the KL divergence of an update that beta aims at, usually 0.003 to 0.03; a number, a
+        function of the remaining progress, or a string such as "lin_0.02". At 0 the policy takes no step
     :param init_kl_coef: beta for the first update
-    :param kl_rule: how beta moves. "paper": doubled above 1.5 times the target, halved below the target / 1.5;
-        "modular_rl": times 1.5 above 1.3, divided by 1.5 below 0.7, with the hinge; "proportional": by up to 20% in
-        proportion to the relative error (Ziegler et al. 2019); "fixed": not at all; or a dict with any of
-        ``high, low`` (thresholds in units of the target), ``increase, decrease`` (factors), ``min, max`` (bounds)
-    :param hinge_coef: weight of the hinge on a KL divergence above twice the target; ``None``: the rule's, 1000 for
-        "modular_rl" and 0 for the others
+    :param kl_rule: how beta moves. "paper": doubled above 1.5 times the target, halved below the target /
+        1.5; "modular_rl": times 1.5 above 1.3, divided by 1.5 below 0.7, with the hinge; "proportional": by
+        up to 20% in proportion to the relative error (Ziegler et al. 2019); "fixed": not at all; or a dict
+        with any of ``high, low`` (thresholds in units of the target), ``increase, decrease`` (factors),
+        ``min, max`` (bounds)
+    :param hinge_coef: weight of the hinge on a KL divergence above twice the target; ``None``: the rule's,
+        1000 for "modular_rl" and 0 for the others
     :raises InvalidArgument: if an argument cannot work
     """
 
@@ -131,8 +133,8 @@ class PPOPenalty(MinibatchAlgorithm):
         if "init_kl_coef" in overridden:
             self.kl_coef = self.init_kl_coef
         warnings.warn(
-            f"this model was saved by Stable-Baselines3's PPO; its clip range is dropped, and the KL penalty is "
-            f"set to target_kl={self.target_kl!r}, init_kl_coef={self.init_kl_coef!r}, kl_rule={self.kl_rule!r}, "
+            "this model was saved by Stable-Baselines3's PPO; its clip range is dropped, and the KL penalty "
+            f"is set to target_kl={self.target_kl!r}, init_kl_coef={self.init_kl_coef!r}, kl_rule={self.kl_rule!r}, "
             f"hinge_coef={self.hinge_coef!r} (pass others to `load`)",
             UserWarning,
             stacklevel=5,
@@ -169,4 +171,6 @@ class PPOPenalty(MinibatchAlgorithm):
     def _after_update(self, statistics: UpdateStatistics, n_samples: int) -> None:
         if statistics.target_kl > 0:
             rule = self._preset.rule
-            self.kl_coef = next_coefficient(rule, self.kl_coef, statistics.kl, statistics.target_kl, n_samples)
+            self.kl_coef = next_coefficient(
+                rule, self.kl_coef, statistics.kl, statistics.target_kl, n_samples
+            )

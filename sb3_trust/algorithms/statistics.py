@@ -18,7 +18,8 @@ class UpdateStatistics:
     :param kl: KL(old || new), exact, summed over action dimensions, averaged over the rollout's states
     :param kl_max: the largest KL(old || new) at any state of the rollout
     :param target_kl: the KL divergence that the update was to keep to, or to aim at
-    :param entropy: mean entropy of the new policy; under a squashed Gaussian, estimated from the rollout's actions
+    :param entropy: mean entropy of the new policy; under a squashed Gaussian, estimated from the rollout's
+        actions
     :param value_loss: mean squared error of the value function
     :param explained_variance: share of the returns' variance that the rollout's values explain
     :param std: mean standard deviation parameter of a Gaussian policy
@@ -46,7 +47,10 @@ class UpdateStatistics:
         return {
             name: value
             for name, value in applicable.items()
-            if not (value == "" or (isinstance(value, float) and math.isnan(value) and name != "explained_variance"))
+            if not (
+                value == ""
+                or (isinstance(value, float) and math.isnan(value) and name != "explained_variance")
+            )
         }
 
     def log_aliases(self) -> dict[str, str]:
@@ -62,7 +66,8 @@ class MinibatchStatistics(UpdateStatistics):
     :param policy_loss: mean over minibatches of the policy's loss
     :param entropy_loss: mean over minibatches of the negative entropy
     :param loss: the last minibatch's total loss
-    :param approx_kl: the sample estimate of KL(old || new), mean over the last epoch's minibatches, as SB3 logs it
+    :param approx_kl: the sample estimate of KL(old || new), mean over the last epoch's minibatches, as SB3
+        logs it
     :param gradient_norm: mean over minibatches of the global gradient norm before clipping
     """
 
@@ -115,7 +120,8 @@ class TRPOStatistics(UpdateStatistics):
     :param line_search_steps: points that the line search tried
     :param is_line_search_success: 1 if it accepted one
     :param step_fraction: the accepted fraction of the full step
-    :param expected_improvement: the surrogate's improvement that the linear model promises for the last point tried
+    :param expected_improvement: the surrogate's improvement that the linear model promises for the last
+        point tried
     :param actual_improvement: its improvement there
     """
 

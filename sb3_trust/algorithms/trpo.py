@@ -33,13 +33,14 @@ class TRPO(TrustRegionAlgorithm):
     .. math:: \max_\theta \; E[r A] + c_e H \quad \text{s.t.} \quad E[KL(\pi_{old} \| \pi_\theta)] \le \delta,
         \qquad r = \pi_\theta(a|s) / \pi_{old}(a|s)
 
-    The constraint is the exact KL divergence, summed over action dimensions and averaged over the rollout's states.
-    A step that breaks it, or does not improve the surrogate, is not taken: the policy then is bit-identical to before.
-    Policy and critic are evaluated in eval mode throughout: no dropout, no moving batch statistics.
+    The constraint is the exact KL divergence, summed over action dimensions and averaged over the rollout's
+    states. A step that breaks it, or does not improve the surrogate, is not taken: the policy then is
+    bit-identical to before. Policy and critic are evaluated in eval mode throughout: no dropout, no moving
+    batch statistics.
 
-    The constructor is that of ``sb3_contrib.TRPO``, then ``ent_coef`` and what follows by keyword. contrib averages
-    the KL divergence over the dimensions of Box and MultiBinary actions: on d of them its ``target_kl`` and
-    ``cg_damping`` are d times smaller than here.
+    The constructor is that of ``sb3_contrib.TRPO``, then ``ent_coef`` and what follows by keyword. contrib
+    averages the KL divergence over the dimensions of Box and MultiBinary actions: on d of them its
+    ``target_kl`` and ``cg_damping`` are d times smaller than here.
 
     :param policy: "MlpPolicy", "CnnPolicy", "MultiInputPolicy" or a policy class
     :param env: the environment, a ``VecEnv`` of several or the id of a registered one
@@ -59,10 +60,10 @@ class TRPO(TrustRegionAlgorithm):
     :param rollout_buffer_class: rollout buffer; ``None``: chosen for the observation space
     :param rollout_buffer_kwargs: its extra arguments
     :param normalize_advantage: normalise the advantages of the rollout
-    :param target_kl: the bound, usually 0.005 to 0.1; a number, a function of the remaining progress, or a string
-        such as "lin_0.02". At 0 the policy takes no step
-    :param sub_sampling_factor: average the Fisher matrix over one in so many states, drawn at random; gradient and
-        line search use all (Schulman 2016, Optimizing Expectations, p. 40)
+    :param target_kl: the bound, usually 0.005 to 0.1; a number, a function of the remaining progress, or a
+        string such as "lin_0.02". At 0 the policy takes no step
+    :param sub_sampling_factor: average the Fisher matrix over one in so many states, drawn at random;
+        gradient and line search use all (Schulman 2016, Optimizing Expectations, p. 40)
     :param stats_window_size: episodes that the logged means cover
     :param tensorboard_log: directory for TensorBoard; ``None``: off
     :param policy_kwargs: extra arguments of the policy
@@ -70,10 +71,10 @@ class TRPO(TrustRegionAlgorithm):
     :param seed: of all random generators
     :param device: "auto", "cpu", "cuda", ...
     :param _init_setup_model: build the networks at once
-    :param ent_coef: weight of the entropy bonus in the surrogate; 0 for a squashed policy, whose entropy has no
-        closed form
-    :param accept_ratio: smallest ratio of the surrogate's improvement to what its linear model promises at which the
-        line search accepts; 0: any improvement
+    :param ent_coef: weight of the entropy bonus in the surrogate; 0 for a squashed policy, whose entropy has
+        no closed form
+    :param accept_ratio: smallest ratio of the surrogate's improvement to what its linear model promises at
+        which the line search accepts; 0: any improvement
     :param cg_tolerance: relative residual at which the conjugate gradient method ends
     :param engine: "auto" or "autograd"
     :raises InvalidArgument: if an argument cannot work
@@ -171,7 +172,8 @@ class TRPO(TrustRegionAlgorithm):
         super()._setup_model()
         if self.ent_coef > 0 and self.policy.squash_output:
             raise InvalidArgument(
-                f"`ent_coef` must be 0 for a squashed policy, whose entropy has no closed form, but got {self.ent_coef!r}"
+                "`ent_coef` must be 0 for a squashed policy, whose entropy has no closed form, "
+                f"but got {self.ent_coef!r}"
             )
 
     def _adopt_foreign_model(self, overridden: frozenset[str]) -> None:
@@ -185,7 +187,8 @@ class TRPO(TrustRegionAlgorithm):
             converted.append(f"{name} {before:g} -> {before * dimensions:g}")
         warnings.warn(
             "this model was saved by sb3-contrib, whose KL divergence is averaged over the "
-            f"{dimensions} action dimensions; here it is summed, so: {', '.join(converted) or 'nothing to convert'}",
+            f"{dimensions} action dimensions; here it is summed, so: "
+            f"{', '.join(converted) or 'nothing to convert'}",
             UserWarning,
             stacklevel=5,
         )
@@ -195,7 +198,9 @@ class TRPO(TrustRegionAlgorithm):
         target_kl = value_at("target_kl", self.target_kl, self._current_progress_remaining)
         statistics = TRPOStatistics(target_kl=target_kl)
         if target_kl > 0:
-            advantages = normalize_advantages(batch.advantages) if self.normalize_advantage else batch.advantages
+            advantages = (
+                normalize_advantages(batch.advantages) if self.normalize_advantage else batch.advantages
+            )
             self._policy_step(batch.with_advantages(advantages), target_kl, statistics)
         statistics.value_loss = self._fit_critic(batch, self.n_critic_updates, self.batch_size)
         self._n_updates += 1
@@ -227,7 +232,8 @@ class TRPO(TrustRegionAlgorithm):
         if not bool(direction.any()):
             return  # no gradient, or no curvature along it: nowhere to go
 
-        # beta = sqrt(2 delta / x^T F x), from the undamped curvature: the quadratic model's KL is then delta itself
+        # beta = sqrt(2 delta / x^T F x), from the undamped curvature: the quadratic model's KL is then delta
+        # itself
         statistics.curvature = _finite("curvature", float(direction @ fisher(direction)))
         statistics.fisher_products += 1
         if statistics.curvature <= 0:
@@ -263,7 +269,9 @@ class TRPO(TrustRegionAlgorithm):
         expected_improvement: float,
         target_kl: float,
     ) -> LineSearchResult:
-        """Move the policy to the first point that keeps the bound and improves enough, or leave it as it is."""
+        """
+        Move the policy to the first point that keeps the bound and improves enough, or leave it as it is.
+        """
         engine = self._policy_engine()
         old = [p.detach().clone() for p in parameters]
         origin = flatten(old).double()

@@ -29,7 +29,9 @@ def _pairs(outputs: PolicyTerms, derivatives: PolicyTerms) -> tuple[list[th.Tens
 
 
 def _detached(terms: PolicyTerms) -> PolicyTerms:
-    return PolicyTerms(**{name: None if term is None else term.detach() for name, term in vars(terms).items()})
+    return PolicyTerms(
+        **{name: None if term is None else term.detach() for name, term in vars(terms).items()}
+    )
 
 
 class AutogradEvaluation(Evaluation):
@@ -65,7 +67,8 @@ class AutogradEngine(PolicyEngine):
         names = (method, "_get_action_dist_from_latent")
         kind = type(self.policy)
         return all(
-            getattr(kind, name) is getattr(ActorCriticPolicy, name) and name not in vars(self.policy) for name in names
+            getattr(kind, name) is getattr(ActorCriticPolicy, name) and name not in vars(self.policy)
+            for name in names
         )
 
     def stepper(self) -> TorchStepper:
@@ -110,7 +113,8 @@ class AutogradEngine(PolicyEngine):
     def fisher_vector_product(self, batch: Batch) -> Callable[[th.Tensor], th.Tensor]:
         """
         ``J^T M J v / n`` with the closed-form metric M of the distribution. ``J v`` is the derivative of the
-        vector-Jacobian product ``J^T u`` with respect to ``u``: reverse mode alone, which every module supports.
+        vector-Jacobian product ``J^T u`` with respect to ``u``: reverse mode alone, which every module
+        supports.
         """
         parameters = self.partition(batch).policy
         outputs = self.family.of(self.policy.get_distribution(batch.observations))
@@ -145,7 +149,9 @@ class AutogradEngine(PolicyEngine):
         of_value = _influences(self.policy.predict_values(observations), trainable)
         self.policy.set_training_mode(training)
         policy = [p for p, used in zip(trainable, of_policy, strict=True) if used]
-        critic = [p for p, used, acts in zip(trainable, of_value, of_policy, strict=True) if used and not acts]
+        critic = [
+            p for p, used, acts in zip(trainable, of_value, of_policy, strict=True) if used and not acts
+        ]
         return Partition(policy, critic)
 
 
@@ -156,7 +162,9 @@ def _influences(output: th.Tensor, parameters: list[th.nn.Parameter]) -> list[bo
 
 
 class TorchStepper(Stepper):
-    """Steps any policy by calling it, exactly as SB3's own loop does, and keeps the distributions it acted by."""
+    """
+    Steps any policy by calling it, exactly as SB3's own loop does, and keeps the distributions it acted by.
+    """
 
     def __init__(self, engine: AutogradEngine) -> None:
         self._engine = engine
@@ -164,7 +172,9 @@ class TorchStepper(Stepper):
         self._call_leaves_distribution = engine.holds_its_distribution("forward")
         self._raw: list[tuple[th.Tensor, ...]] = []
 
-    def act(self, observations: np.ndarray | dict[str, np.ndarray]) -> tuple[Observations, th.Tensor, th.Tensor, th.Tensor]:
+    def act(
+        self, observations: np.ndarray | dict[str, np.ndarray]
+    ) -> tuple[Observations, th.Tensor, th.Tensor, th.Tensor]:
         with th.no_grad():
             tensors: Any = obs_as_tensor(observations, self._policy.device)
             actions, values, log_probs = self._policy(tensors)

@@ -48,7 +48,9 @@ class Stepper(ABC):
     """Acts in the rollout loop."""
 
     @abstractmethod
-    def act(self, observations: np.ndarray | dict[str, np.ndarray]) -> tuple[Observations, th.Tensor, th.Tensor, th.Tensor]:
+    def act(
+        self, observations: np.ndarray | dict[str, np.ndarray]
+    ) -> tuple[Observations, th.Tensor, th.Tensor, th.Tensor]:
         """
         One step of all environments.
 
@@ -65,7 +67,9 @@ class Stepper(ABC):
 
     @abstractmethod
     def finish(self) -> th.Tensor:
-        """Distribution parameters of all steps since the stepper was made, [n_steps, n_envs, n_parameters]."""
+        """
+        Distribution parameters of all steps since the stepper was made, [n_steps, n_envs, n_parameters].
+        """
 
 
 class PolicyEngine(ABC):
@@ -89,13 +93,15 @@ class PolicyEngine(ABC):
 
     @abstractmethod
     def distribution_parameters(self, observations: Observations) -> th.Tensor:
-        """Flat parameters of the action distribution at each observation, [n, n_parameters], without gradient."""
+        """
+        Flat parameters of the action distribution at each observation, [n, n_parameters], without gradient.
+        """
 
     @abstractmethod
     def fisher_vector_product(self, batch: Batch) -> Callable[[th.Tensor], th.Tensor]:
         """
-        The product with the policy's Fisher information matrix, averaged over the batch's states, at the present
-        parameters: a map on vectors of shape [n_policy_parameters].
+        The product with the policy's Fisher information matrix, averaged over the batch's states, at the
+        present parameters: a map on vectors of shape [n_policy_parameters].
         """
 
     @abstractmethod

@@ -73,11 +73,11 @@ def flat_batch(
     """
     The whole content of a full rollout buffer, env-major, as SB3's own minibatches draw from it.
 
-    The buffer is left as its ``get()`` leaves it (flattened) and NumPy's random state as it was. A buffer class of
-    the user's own is read through its ``get()``, in whatever order that yields.
+    The buffer is left as its ``get()`` leaves it (flattened) and NumPy's random state as it was. A buffer
+    class of the user's own is read through its ``get()``, in whatever order that yields.
 
-    :param old_distribution: distribution parameters at each step, [n_steps, n_envs, n_parameters]; taken over only
-        where the order of the samples is known
+    :param old_distribution: distribution parameters at each step, [n_steps, n_envs, n_parameters]; taken
+        over only where the order of the samples is known
     """
     random_state = np.random.get_state()
     if type(buffer) in (RolloutBuffer, DictRolloutBuffer):

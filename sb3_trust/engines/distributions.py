@@ -1,12 +1,12 @@
 """
 The action distributions in closed form: KL divergence, entropy and Fisher metric.
 
-A distribution's parameters are one flat array of shape [..., n_parameters]: all logits, or the means followed by
-the logarithms of the standard deviations. Logits and log sigma rather than probabilities and sigma, so that
-nothing underflows: a probability too small for a float still has a finite logit.
+A distribution's parameters are one flat array of shape [..., n_parameters]: all logits, or the means
+followed by the logarithms of the standard deviations. Logits and log sigma rather than probabilities and
+sigma, so that nothing underflows: a probability too small for a float still has a finite logit.
 
-A squashed Gaussian stands in for its base Gaussian: tanh is a bijection, so the KL divergence and the Fisher metric
-are those of the base; only its entropy has no closed form.
+A squashed Gaussian stands in for its base Gaussian: tanh is a bijection, so the KL divergence and the Fisher
+metric are those of the base; only its entropy has no closed form.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ class DistributionFamily(ABC):
 
     @abstractmethod
     def raw(self, distribution: Any) -> tuple[th.Tensor, ...]:
-        """The tensors that a ``torch.distributions`` object (or SB3's list of them) holds; shape [n, k] each."""
+        """
+        The tensors that a ``torch.distributions`` object (or SB3's list of them) holds; shape [n, k] each.
+        """
 
     @abstractmethod
     def parameters(self, *raw: th.Tensor) -> th.Tensor:
@@ -52,7 +54,10 @@ class DistributionFamily(ABC):
 
     @abstractmethod
     def fisher(self, parameters: th.Tensor, tangent: th.Tensor) -> th.Tensor:
-        """The Fisher information matrix of the parameters times ``tangent``, sample by sample. [..., n_parameters]."""
+        """
+        The Fisher information matrix of the parameters times ``tangent``, sample by sample. [...,
+        n_parameters].
+        """
 
     def of(self, distribution: Distribution) -> th.Tensor:
         """The flat parameters that an SB3 distribution object holds at present, differentiable."""

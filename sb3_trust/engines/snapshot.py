@@ -27,8 +27,11 @@ class Snapshot:
     def __init__(self, policy: BasePolicy) -> None:
         self._policy = policy
         self._module_state = [tensor.detach().clone() for tensor in (*policy.parameters(), *policy.buffers())]
-        self._optimizer_state: dict[th.nn.Parameter, dict[str, Any]] = {
-            parameter: {name: value.clone() if isinstance(value, th.Tensor) else value for name, value in state.items()}
+        self._optimizer_state: dict[Any, dict[str, Any]] = {
+            parameter: {
+                name: value.clone() if isinstance(value, th.Tensor) else value
+                for name, value in state.items()
+            }
             for parameter, state in policy.optimizer.state.items()
         }
 
@@ -52,5 +55,9 @@ class Snapshot:
 
 def all_finite(policy: BasePolicy) -> bool:
     """Whether parameters, buffers and optimizer state hold neither NaN nor infinity."""
-    checks = [th.isfinite(tensor).all().to(policy.device) for tensor in _tensors(policy) if tensor.is_floating_point()]
+    checks = [
+        th.isfinite(tensor).all().to(policy.device)
+        for tensor in _tensors(policy)
+        if tensor.is_floating_point()
+    ]
     return bool(th.stack(checks).all())

@@ -1,9 +1,10 @@
 """
 Objectives as values and partial derivatives.
 
-An objective is a function of what the policy says about a batch (:class:`PolicyTerms`) and of what the rollout
-says about it (:class:`RolloutTerms`). It returns its value and its derivative with respect to each entry of each
-term, so that an engine only has to pull these derivatives back to the parameters. All arrays have shape [n].
+An objective is a function of what the policy says about a batch (:class:`PolicyTerms`) and of what the
+rollout says about it (:class:`RolloutTerms`). It returns its value and its derivative with respect to each
+entry of each term, so that an engine only has to pull these derivatives back to the parameters. All arrays
+have shape [n].
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import torch as th
 @dataclass
 class PolicyTerms:
     """
-    Per-sample quantities of the current policy, or the derivatives with respect to them. ``None``: not asked for,
-    or without influence on the objective; for the entropy also: no closed form.
+    Per-sample quantities of the current policy, or the derivatives with respect to them. ``None``: not asked
+    for, or without influence on the objective; for the entropy also: no closed form.
 
     :param log_prob: log pi(a|s)
     :param entropy: H(pi(.|s))
@@ -86,7 +87,8 @@ class ValueLoss:
     """
     Mean squared error of the value function against the returns.
 
-    :param clip_range: bound on how far a value may move from the rollout's before it counts as moved no further
+    :param clip_range: bound on how far a value may move from the rollout's before it counts as moved no
+        further
     """
 
     clip_range: float | None = None
@@ -107,7 +109,8 @@ class ValueLoss:
 @dataclass(frozen=True)
 class SurrogateObjective:
     """
-    ``mean(A exp(log pi - log pi_old)) + ent_coef * mean(H)``, to be maximised (Schulman et al. 2015, equation 14).
+    ``mean(A exp(log pi - log pi_old)) + ent_coef * mean(H)``, to be maximised (Schulman et al. 2015,
+    equation 14).
     """
 
     ent_coef: float = 0.0
@@ -176,7 +179,8 @@ class ClippedSurrogateLoss:
         ratio = log_ratio.exp()
         unclipped = data.advantages * ratio
         clipped = data.advantages * ratio.clamp(1 - self.clip_range, 1 + self.clip_range)
-        # where the clipped term is the strictly smaller one the derivative is zero; NaN compares false and stays NaN
+        # where the clipped term is the strictly smaller one the derivative is zero; NaN compares false and
+        # stays NaN
         derivative = (unclipped / -len(ratio)).masked_fill(clipped < unclipped, 0.0)
         policy = ObjectiveValue(
             -th.min(unclipped, clipped).mean(),
@@ -186,7 +190,9 @@ class ClippedSurrogateLoss:
                 "approx_kl": ((ratio - 1) - log_ratio).mean(),
             },
         )
-        return _actor_critic_loss(terms, data, policy, ValueLoss(self.clip_range_vf), self.vf_coef, self.ent_coef)
+        return _actor_critic_loss(
+            terms, data, policy, ValueLoss(self.clip_range_vf), self.vf_coef, self.ent_coef
+        )
 
 
 @dataclass(frozen=True)

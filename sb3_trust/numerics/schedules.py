@@ -12,7 +12,8 @@ Schedule = Callable[[float], float]
 
 def parse_linear(name: str, value: str) -> float:
     """
-    The start value of a string such as "lin_0.02": a linear schedule from there to zero, in the Zoo's notation.
+    The start value of a string such as "lin_0.02": a linear schedule from there to zero, in the Zoo's
+    notation.
 
     :raises InvalidArgument: for any other string, or a start value that is not a positive number
     """
@@ -22,7 +23,9 @@ def parse_linear(name: str, value: str) -> float:
     except ValueError:
         start = float("nan")
     if prefix != "lin":
-        raise reject(name, value, 'a number, a function of the remaining progress or a string such as "lin_0.02"')
+        raise reject(
+            name, value, 'a number, a function of the remaining progress or a string such as "lin_0.02"'
+        )
     try:
         check_number(name, start, open_minimum=True)
     except InvalidArgument:
@@ -47,7 +50,9 @@ def value_at(name: str, schedule: float | str | Schedule, progress_remaining: fl
         value = schedule
     value = float(value)
     if not 0.0 <= value < float("inf"):
-        raise ValueError(f"the schedule `{name}` returned {value} at remaining progress {progress_remaining:g}")
+        raise ValueError(
+            f"the schedule `{name}` returned {value} at remaining progress {progress_remaining:g}"
+        )
     return value
 
 

@@ -19,7 +19,8 @@ The RL Zoo's scripts with the algorithms of sb3-trust.
   train   train a model; saves it with updates.csv and a figure, and evaluates it
   enjoy   run a trained model
 
-Arguments are the Zoo's: sb3-trust train --help. Settings come from sb3-trust's own files unless -conf names another.
+Arguments are the Zoo's: sb3-trust train --help. Settings come from sb3-trust's own files unless -conf names
+another.
 
   sb3-trust train --algo trpo --env CartPole-v1 -P
   sb3-trust enjoy --algo trpo --env CartPole-v1 -f logs --no-render

@@ -42,9 +42,12 @@ class TrustExperimentManager(ExperimentManager):
         evaluation = {"mean": float(np.mean(returns)), "std": float(np.std(returns)), "returns": returns}
         (Path(self.save_path) / EVALUATION_FILE).write_text(json.dumps(evaluation))
         figure = Path(self.save_path) / FIGURE_FILE
-        training_figure(self.save_path, title=f"{self.algo} on {self.env_name.gym_id}").savefig(figure, dpi=120)
+        training_figure(self.save_path, title=f"{self.algo} on {self.env_name.gym_id}").savefig(
+            figure, dpi=120
+        )
         print(
-            f"Evaluated return: {evaluation['mean']:.2f} +/- {evaluation['std']:.2f} ({len(returns)} episodes)\n"
+            f"Evaluated return: {evaluation['mean']:.2f} +/- {evaluation['std']:.2f} "
+            f"({len(returns)} episodes)\n"
             f"Model:   {self.save_path}/{self.env_name}.zip\n"
             f"Updates: {Path(self.save_path) / 'updates.csv'}\n"
             f"Figure:  {figure}"

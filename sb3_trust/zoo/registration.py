@@ -14,13 +14,16 @@ from sb3_trust.algorithms.ppo_penalty import PPOPenalty
 from sb3_trust.algorithms.trpo import TRPO
 from sb3_trust.zoo.samplers import convert, sample_ppo, sample_ppo_penalty, sample_trpo
 
-ALGORITHMS: dict[str, type[TrustRegionAlgorithm]] = {kind.__name__.lower(): kind for kind in (TRPO, PPO, PPOPenalty)}
+ALGORITHMS: dict[str, type[TrustRegionAlgorithm]] = {
+    kind.__name__.lower(): kind for kind in (TRPO, PPO, PPOPenalty)
+}
 SAMPLERS = {"trpo": sample_trpo, "ppo": sample_ppo, "ppopenalty": sample_ppo_penalty}
 
 
 def register() -> None:
     """
-    Put our algorithms, samplers and converters into the Zoo's dictionaries, in place: its scripts hold references.
+    Put our algorithms, samplers and converters into the Zoo's dictionaries, in place: its scripts hold
+    references.
     """
     ALGOS.update(ALGORITHMS)
     HYPERPARAMS_SAMPLER.update(SAMPLERS)

@@ -13,7 +13,7 @@ Suggested = dict[str, Any]
 
 def suggest_common(trial: optuna.Trial) -> Suggested:
     """What all on-policy algorithms have in common; sizes as powers of two."""
-    suggested = {
+    suggested: Suggested = {
         "batch_size_pow": trial.suggest_int("batch_size_pow", 5, 10),
         "n_steps_pow": trial.suggest_int("n_steps_pow", 5, 12),
         "one_minus_gamma": trial.suggest_float("one_minus_gamma", 1e-4, 0.05, log=True),
@@ -38,10 +38,15 @@ def suggest_minibatch(trial: optuna.Trial) -> Suggested:
     }
 
 
-def sample_ppo(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
+def sample_ppo(
+    trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
+) -> dict[str, Any]:
     """Sampler for PPO."""
     return convert(
-        {**suggest_minibatch(trial), "clip_range": trial.suggest_categorical("clip_range", [0.1, 0.2, 0.3, 0.4])}
+        {
+            **suggest_minibatch(trial),
+            "clip_range": trial.suggest_categorical("clip_range", [0.1, 0.2, 0.3, 0.4]),
+        }
     )
 
 
@@ -59,7 +64,9 @@ def sample_ppo_penalty(
     )
 
 
-def sample_trpo(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
+def sample_trpo(
+    trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
+) -> dict[str, Any]:
     """Sampler for TRPO. The bound is on a joint KL divergence, so it grows with the action dimensions."""
     return convert(
         {
@@ -78,6 +85,6 @@ def _suggest_target_kl(trial: optuna.Trial, n_actions: int) -> float:
     return trial.suggest_float("target_kl", 1e-3, min(0.05 * max(n_actions, 1), 0.5), log=True)
 
 
-def convert(suggested: Suggested) -> dict[str, Any]:
+def convert(sampled_params: Suggested) -> dict[str, Any]:
     """Constructor arguments from the values that a trial suggested."""
-    return convert_onpolicy_params(suggested)
+    return convert_onpolicy_params(sampled_params)
