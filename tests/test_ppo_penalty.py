@@ -61,7 +61,8 @@ def test_old_and_new_policy_are_not_the_same_object():
 def test_hinge_holds_back_what_the_penalty_lets_go():
     kls = {}
     for hinge in (0.0, 1e5):
-        model = fill(model_of("discrete", PPOPenalty, kl_rule="fixed", init_kl_coef=0.0, hinge_coef=hinge, n_epochs=30, learning_rate=3e-3))  # fmt: skip
+        settings = {"kl_rule": "fixed", "init_kl_coef": 0.0, "n_epochs": 30, "learning_rate": 3e-3}
+        model = fill(model_of("discrete", PPOPenalty, hinge_coef=hinge, **settings))
         model.train()
         kls[hinge] = model.last_update.kl
     assert kls[0.0] > 0.05

@@ -6,6 +6,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_trust.engines.base import ENGINES
 from sb3_trust.errors import (
@@ -39,7 +40,11 @@ def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) ->
             raise InvalidArgument(f"`env` must have an {name} among {kinds}, but its {name} is {space}")
     if isinstance(action_space, spaces.MultiBinary) and len(action_space.shape) != 1:
         raise InvalidArgument(
-            f"`env` must have a flat MultiBinary action space, but its action space is {action_space}"
+            f"`env` must have flat MultiBinary actions, but its action space is {action_space}"
+        )
+    if isinstance(action_space, spaces.Box) and not action_space.is_bounded():
+        raise InvalidArgument(
+            f"`env` must have finite bounds of actions, but its action space is {action_space}"
         )
 
 
@@ -47,6 +52,9 @@ def check_common_arguments(model: TrustRegionAlgorithm) -> None:
     """
     :raises InvalidArgument: if an argument of the common constructor cannot work
     """
+    recurrent = hasattr(model.policy_class, "_process_sequence")  # sb3-contrib's recurrent policies
+    if recurrent or not issubclass(model.policy_class, ActorCriticPolicy):
+        raise reject("policy", model.policy_class, "an ActorCriticPolicy without recurrence or action masks")
     check_choice("engine", model.engine, ENGINES)
     check_number_or_schedule("learning_rate", model.learning_rate)
     check_integer("n_steps", model.n_steps, 1)

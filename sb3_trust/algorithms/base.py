@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, ClassVar, TypeVar
 
+import gymnasium as gym
 import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -20,27 +20,33 @@ from stable_baselines3.common.policies import (
     BasePolicy,
     MultiInputActorCriticPolicy,
 )
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trust.algorithms.arguments import check_common_arguments, check_spaces
-from sb3_trust.algorithms.statistics import NonFiniteUpdate, UpdateStatistics
+from sb3_trust.algorithms.critic import fit_critic
+from sb3_trust.algorithms.statistics import NonFiniteUpdate, UpdateStatistics, finite
+from sb3_trust.algorithms.update_logging import UpdateLogging
 from sb3_trust.engines.autograd import AutogradEngine
 from sb3_trust.engines.base import PolicyEngine
 from sb3_trust.engines.batch import Batch, flat_batch
+from sb3_trust.engines.distributions import distribution_validation_off
 from sb3_trust.engines.snapshot import Snapshot, all_finite
-from sb3_trust.numerics.objectives import ValueLoss, required
+from sb3_trust.errors import InvalidArgument
+from sb3_trust.numerics.objectives import required
 from sb3_trust.rollout import collect
 
 SelfTrustRegion = TypeVar("SelfTrustRegion", bound="TrustRegionAlgorithm")
 
 TRUST_FORMAT = 1  # of saved models; a model saved by SB3 or sb3-contrib has none
+# the argument that tells an algorithm's saved model from the others'
+MARKS = {"PPO": "clip_range", "PPOPenalty": "init_kl_coef", "TRPO": "cg_max_steps"}
 # written by `load`, read by `_setup_model`: which arguments the caller of `load` overrides
 _LOADED_WITH = "_loaded_with"
 
 
-class TrustRegionAlgorithm(OnPolicyAlgorithm):
+class TrustRegionAlgorithm(UpdateLogging):
     """
     Base of the trust-region algorithms: an on-policy algorithm whose update is exact about how far it moved
     the policy, and is undone as a whole when anything in it is NaN or infinite.
@@ -58,6 +64,7 @@ class TrustRegionAlgorithm(OnPolicyAlgorithm):
         "MultiInputPolicy": MultiInputActorCriticPolicy,
     }
     statistics_class: ClassVar[type[UpdateStatistics]]
+    mark: ClassVar[str]
 
     def __init__(
         self, policy: str | type[ActorCriticPolicy], env: GymEnv | str, *, engine: str = "auto", **kwargs: Any
@@ -72,9 +79,9 @@ class TrustRegionAlgorithm(OnPolicyAlgorithm):
     # ---- set-up, saving, loading -------------------------------------------------------------------------
 
     def _setup_model(self) -> None:
-        loaded_with = self.__dict__.pop(_LOADED_WITH, None)
-        if loaded_with is not None and "_trust_format" not in self.__dict__:
-            self._adopt_foreign_model(loaded_with)
+        overridden = self.__dict__.pop(_LOADED_WITH, None)
+        if overridden is not None:
+            self._adopt(overridden)
         self._trust_format = TRUST_FORMAT
         self._check_arguments()
         super()._setup_model()
@@ -87,15 +94,31 @@ class TrustRegionAlgorithm(OnPolicyAlgorithm):
         :raises InvalidArgument: if an argument cannot work
         """
         check_common_arguments(self)
-        if self.env is not None:
-            check_spaces(self.observation_space, self.action_space)
 
-    def _adopt_foreign_model(self, overridden: frozenset[str]) -> None:
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        # before SB3 makes a vector of it, which fails on some spaces without saying why
+        if isinstance(env, (gym.Env, VecEnv)):
+            check_spaces(env.observation_space, env.action_space)
+        return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+
+    def _adopt(self, overridden: frozenset[str]) -> None:
         """
-        Convert what a model saved by SB3 or sb3-contrib means to what it means here.
+        Make a model that was just read from a file one of ours: refuse what is another algorithm's, and
+        convert what a model saved by SB3 or sb3-contrib means to what it means here.
 
         :param overridden: names of the arguments that were passed to ``load``: they are ours already
+        :raises InvalidArgument: if the file holds another algorithm's model
         """
+        for algorithm, attribute in MARKS.items():
+            if attribute in self.__dict__ and attribute != self.mark:
+                raise InvalidArgument(
+                    f"`path` must hold a model for {type(self).__name__}, but it holds a {algorithm}'s"
+                )
+
+    def _said_at_loading(self, message: str) -> None:
+        """Have ``load`` warn of a conversion."""
+        self._conversion = message
 
     @classmethod
     def load(cls: type[SelfTrustRegion], path: Any, *args: Any, **kwargs: Any) -> SelfTrustRegion:
@@ -106,7 +129,10 @@ class TrustRegionAlgorithm(OnPolicyAlgorithm):
         """
         # SB3 writes extra keywords to the model before it sets it up: the one moment to convert a foreign
         # model
-        return super().load(path, *args, **{**kwargs, _LOADED_WITH: frozenset(kwargs)})
+        model = super().load(path, *args, **{**kwargs, _LOADED_WITH: frozenset(kwargs)})
+        if conversion := model.__dict__.pop("_conversion", None):
+            warnings.warn(conversion, UserWarning, stacklevel=2)
+        return model
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_engine", "_rollout", "last_update"]
@@ -154,8 +180,7 @@ class TrustRegionAlgorithm(OnPolicyAlgorithm):
         with distribution_validation_off():
             batch = self._make_batch()
             self.last_update = self._guarded_update(batch)
-        self._log(self.last_update)
-        self.logger.record("time/update_seconds", time.perf_counter() - start)
+        self._log(self.last_update, time.perf_counter() - start)
 
     def _make_batch(self) -> Batch:
         buffer = self.rollout_buffer
@@ -184,20 +209,26 @@ class TrustRegionAlgorithm(OnPolicyAlgorithm):
                 raise NonFiniteUpdate(reason)
             statistics = self._update(batch)
             self._measure(batch, statistics)
+            statistics.target_kl = self._current_target_kl()
             self._after_update(statistics, len(batch))
         except NonFiniteUpdate as error:
             snapshot.restore()
             self._n_updates = n_updates
             self.n_rollbacks += 1
             warnings.warn(f"update rolled back: non-finite {error}", RuntimeWarning, stacklevel=3)
-            statistics = self.statistics_class(rollback_reason=str(error))
+            statistics = self.statistics_class(
+                rollback_reason=str(error), target_kl=self._current_target_kl()
+            )
         except BaseException:
             snapshot.restore()
             self._n_updates = n_updates
             raise
         statistics.n_updates, statistics.rollbacks = self._n_updates, self.n_rollbacks
-        buffer = self.rollout_buffer
-        statistics.explained_variance = explained_variance(buffer.values.flatten(), buffer.returns.flatten())
+        if not statistics.rollback_reason:
+            buffer = self.rollout_buffer
+            statistics.explained_variance = explained_variance(
+                buffer.values.flatten(), buffer.returns.flatten()
+            )
         if isinstance(std := getattr(self.policy, "log_std", None), th.Tensor):
             statistics.std = std.detach().exp().mean().item()
         return statistics
@@ -215,96 +246,17 @@ class TrustRegionAlgorithm(OnPolicyAlgorithm):
             weights = (log_prob - batch.old_log_prob).exp()
             statistics.entropy = -(weights * log_prob).mean(dtype=th.float64).item()
         for name in ("kl", "value_loss"):
-            if not np.isfinite(getattr(statistics, name)):
-                raise NonFiniteUpdate(name)
+            finite(name, getattr(statistics, name))
         if not all_finite(self.policy):
             raise NonFiniteUpdate("parameters, buffers or optimizer state")
+
+    def _current_target_kl(self) -> float:
+        """The KL divergence that this update is to keep to or to aim at; ``nan`` where there is none."""
+        return math.nan
 
     def _after_update(self, statistics: UpdateStatistics, n_samples: int) -> None:
         """Move adaptive coefficients; called once a rollout, after an update that stands."""
 
     def _fit_critic(self, batch: Batch, n_epochs: int, batch_size: int) -> float:
-        """
-        Regress the value function on the returns by minibatches; only what the policy does not depend on
-        moves.
-
-        :return: the mean value loss over all minibatches, ``nan`` where the critic has no parameter of its
-            own
-        """
-        engine, loss = self._policy_engine(), ValueLoss()
-        parameters = engine.partition(batch).critic_only
-        if not parameters:
-            return 0.0
-        losses = []
-        for _ in range(n_epochs):
-            for indices in minibatches(len(batch), batch_size):
-                minibatch = batch[indices.to(self.device)]
-                evaluation = engine.evaluate(minibatch, loss.needs)
-                result = loss(evaluation.terms, minibatch)
-                # no gradient at all for the others: to an optimizer with momentum a zero gradient is a step
-                self.policy.optimizer.zero_grad(set_to_none=True)
-                for p, gradient in zip(
-                    parameters, evaluation.gradient(result.derivatives, parameters), strict=True
-                ):
-                    p.grad = gradient
-                self.policy.optimizer.step()
-                losses.append(result.value)
-        return th.stack(losses).mean(dtype=th.float64).item()
-
-    # ---- logging -----------------------------------------------------------------------------------------
-
-    def _log(self, statistics: UpdateStatistics) -> None:
-        for name, value in statistics.log_items().items():
-            exclude = "tensorboard" if name in ("n_updates", "rollback_reason") else None
-            self.logger.record(f"train/{name}", value, exclude=exclude)
-
-    def learn(
-        self: SelfTrustRegion,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int | None = 1,
-        tb_log_name: str | None = None,
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfTrustRegion:
-        """
-        As in SB3, and the last update is logged too.
-
-        :param tb_log_name: name of the run for TensorBoard; the algorithm's name by default
-        """
-        super().learn(
-            total_timesteps,
-            callback,
-            log_interval,  # type: ignore[arg-type]  # SB3 takes None for "never", as its own loop shows
-            tb_log_name or type(self).__name__,
-            reset_num_timesteps,
-            progress_bar,
-        )
-        pending = dict(self.logger.name_to_value)
-        if log_interval is not None and any(name.startswith("train/") for name in pending):
-            excluded = dict(self.logger.name_to_excluded)
-            self.logger.dump(step=self.num_timesteps)
-            # as after SB3's learn, the values of the last update can still be read
-            self.logger.name_to_value.update(pending)
-            self.logger.name_to_excluded.update(excluded)
-        return self
-
-
-def minibatches(n_samples: int, batch_size: int) -> Iterator[th.Tensor]:
-    """One epoch of shuffled indices, by one permutation from NumPy's global generator as SB3 draws it."""
-    return iter(th.from_numpy(np.random.permutation(n_samples)).split(batch_size))
-
-
-@contextmanager
-def distribution_validation_off() -> Iterator[None]:
-    """
-    Let torch's distributions pass NaN on instead of raising: a NaN is looked for, and rolled back, where it
-    shows.
-    """
-    kind: Any = th.distributions.Distribution
-    before = kind._validate_args
-    th.distributions.Distribution.set_default_validate_args(False)
-    try:
-        yield
-    finally:
-        th.distributions.Distribution.set_default_validate_args(before)
+        """Regress the value function on the returns, the policy left alone; the mean value loss."""
+        return fit_critic(self._policy_engine(), self.policy.optimizer, batch, n_epochs, batch_size)

@@ -9,9 +9,9 @@ import numpy as np
 import torch as th
 
 from sb3_trust.algorithms.arguments import check_minibatch
-from sb3_trust.algorithms.base import TrustRegionAlgorithm, minibatches
+from sb3_trust.algorithms.base import TrustRegionAlgorithm
 from sb3_trust.algorithms.statistics import MinibatchStatistics
-from sb3_trust.engines.batch import Batch
+from sb3_trust.engines.batch import Batch, minibatches
 from sb3_trust.errors import check_integer, check_number
 from sb3_trust.numerics.objectives import Objective, normalize_advantages
 
@@ -53,8 +53,8 @@ class MinibatchAlgorithm(TrustRegionAlgorithm):
         stopped = False
         for epoch in range(self.n_epochs):
             last_epoch = len(history)
-            for indices in minibatches(len(batch), self.batch_size):
-                statistics, stopped = self._minibatch_step(objective, batch[indices.to(self.device)], epoch)
+            for indices in minibatches(batch, self.batch_size):
+                statistics, stopped = self._minibatch_step(objective, batch[indices], epoch)
                 history.append(statistics)
                 if stopped:
                     break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import torch as th
@@ -20,8 +21,8 @@ class PPO(MinibatchAlgorithm):
     r"""
     Proximal policy optimization (Schulman et al. 2017, https://arxiv.org/abs/1707.06347), clipped surrogate:
 
-    .. math:: \max_\theta \; E[\min(r A, \mathrm{clip}(r, 1 - \epsilon, 1 + \epsilon) A)]
-        - c_v (V - R)^2 + c_e H, \qquad r = \pi_\theta(a|s) / \pi_{old}(a|s)
+    .. math:: \max_\theta \; E[\min(r A, \mathrm{clip}(r, 1 - \epsilon, 1 + \epsilon) A)
+        - c_v (V - R)^2 + c_e H], \qquad r = \pi_\theta(a|s) / \pi_{old}(a|s)
 
     The constructor is that of ``stable_baselines3.PPO``, and so is the update, to rounding. What is added:
     the exact KL(old || new) of each update in the log, and the roll-back of an update in which something is
@@ -61,6 +62,7 @@ class PPO(MinibatchAlgorithm):
     """
 
     statistics_class: ClassVar[type[MinibatchStatistics]] = PPOStatistics
+    mark = "clip_range"
 
     def __init__(
         self,
@@ -164,6 +166,7 @@ class PPO(MinibatchAlgorithm):
             statistics.clip_range = self._current(self.clip_range) or 0.0
             if self.clip_range_vf is not None:
                 statistics.clip_range_vf = self._current(self.clip_range_vf) or 0.0
-        if self.target_kl is not None:
-            statistics.target_kl = self.target_kl
         return statistics
+
+    def _current_target_kl(self) -> float:
+        return math.nan if self.target_kl is None else self.target_kl

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -19,13 +18,15 @@ from sb3_trust.numerics.kl_coefficient import next_coefficient, preset
 from sb3_trust.numerics.objectives import PenalizedSurrogateLoss
 from sb3_trust.numerics.schedules import check_target, value_at
 
+DEFAULT_TARGET_KL = 0.01
+
 
 class PPOPenalty(MinibatchAlgorithm):
     r"""
     Proximal policy optimization with an adaptive KL penalty (Schulman et al. 2017, https://arxiv.org/abs/1707.06347,
     section 4; Heess et al. 2017):
 
-    .. math:: \max_\theta \; E[r A - \beta KL(\pi_{old} \| \pi_\theta)] - c_v (V - R)^2 + c_e H
+    .. math:: \max_\theta \; E[r A - \beta KL(\pi_{old} \| \pi_\theta) - c_v (V - R)^2 + c_e H]
         - c_h \max(0, E[KL] - 2 t)^2
 
     The KL divergence is exact, not sampled, and summed over action dimensions. There is no clipping. After
@@ -48,6 +49,7 @@ class PPOPenalty(MinibatchAlgorithm):
     """
 
     statistics_class: ClassVar[type[MinibatchStatistics]] = PPOPenaltyStatistics
+    mark = "init_kl_coef"
 
     def __init__(
         self,
@@ -59,7 +61,7 @@ class PPOPenalty(MinibatchAlgorithm):
         n_epochs: int = 10,
         gamma: float = 0.99,
         gae_lambda: float = 0.95,
-        target_kl: float | str | Schedule = 0.01,
+        target_kl: float | str | Schedule = DEFAULT_TARGET_KL,
         init_kl_coef: float = 1.0,
         kl_rule: str | Mapping[str, float] = "paper",
         hinge_coef: float | None = None,
@@ -125,47 +127,47 @@ class PPOPenalty(MinibatchAlgorithm):
             # a product with zero stays zero: a rule that multiplies needs somewhere to start from
             check_number("init_kl_coef", self.init_kl_coef, open_minimum=True)
 
-    def _adopt_foreign_model(self, overridden: frozenset[str]) -> None:
-        for name in ("clip_range", "clip_range_vf"):
-            self.__dict__.pop(name, None)
-        if "target_kl" not in overridden:
-            self.target_kl = 0.01  # PPO's bounds the sampled KL of a minibatch: another quantity
+    def _adopt(self, overridden: frozenset[str]) -> None:
         if "init_kl_coef" in overridden:
             self.kl_coef = self.init_kl_coef
-        warnings.warn(
-            "this model was saved by Stable-Baselines3's PPO; its clip range is dropped, and the KL penalty "
-            f"is set to target_kl={self.target_kl!r}, init_kl_coef={self.init_kl_coef!r}, kl_rule={self.kl_rule!r}, "
-            f"hinge_coef={self.hinge_coef!r} (pass others to `load`)",
-            UserWarning,
-            stacklevel=5,
-        )
+        if self.__dict__.pop("clip_range", None) is not None:
+            # a PPO's, SB3's or ours
+            self.__dict__.pop("clip_range_vf", None)
+            if "target_kl" not in overridden:
+                self.target_kl = DEFAULT_TARGET_KL  # PPO's is another quantity
+            self._said_at_loading(
+                "this is a model of PPO; its clip range is dropped, and the KL penalty is set to "
+                f"target_kl={self.target_kl!r}, init_kl_coef={self.init_kl_coef!r}, "
+                f"kl_rule={self.kl_rule!r}, hinge_coef={self.hinge_coef!r} (pass others to `load`)"
+            )
+        super()._adopt(overridden)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_preset"]
 
-    def _current_target(self) -> float:
+    def _current_target_kl(self) -> float:
         return value_at("target_kl", self.target_kl, self._current_progress_remaining)
 
     def _objective(self) -> PenalizedSurrogateLoss:
         return PenalizedSurrogateLoss(
             kl_coef=self.kl_coef,
-            target_kl=self._current_target(),
+            target_kl=self._current_target_kl(),
             hinge_coef=self._preset.hinge_coef if self.hinge_coef is None else self.hinge_coef,
             vf_coef=self.vf_coef,
             ent_coef=self.ent_coef,
         )
 
     def _update(self, batch: Batch) -> MinibatchStatistics:
-        if self._current_target() > 0:
+        if self._current_target_kl() > 0:
             return super()._update(batch)
         value_loss = self._fit_critic(batch, self.n_epochs, self.batch_size)
-        return PPOPenaltyStatistics(value_loss=value_loss, target_kl=0.0, kl_coef=self.kl_coef)
+        self._n_updates += self.n_epochs
+        return PPOPenaltyStatistics(value_loss=value_loss, kl_coef=self.kl_coef)
 
     def _summarize(self, history: list[Statistics], last_epoch: int) -> MinibatchStatistics:
         statistics = super()._summarize(history, last_epoch)
         if isinstance(statistics, PPOPenaltyStatistics):
             statistics.kl_coef = self.kl_coef
-        statistics.target_kl = self._current_target()
         return statistics
 
     def _after_update(self, statistics: UpdateStatistics, n_samples: int) -> None:

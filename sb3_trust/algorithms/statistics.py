@@ -10,6 +10,15 @@ class NonFiniteUpdate(Exception):
     """A quantity of an update turned out NaN or infinite: the update is to be rolled back."""
 
 
+def finite(name: str, value: float) -> float:
+    """
+    :raises NonFiniteUpdate: unless ``value`` is finite
+    """
+    if not math.isfinite(value):
+        raise NonFiniteUpdate(name)
+    return value
+
+
 @dataclass
 class UpdateStatistics:
     """
@@ -23,7 +32,8 @@ class UpdateStatistics:
     :param value_loss: mean squared error of the value function
     :param explained_variance: share of the returns' variance that the rollout's values explain
     :param std: mean standard deviation parameter of a Gaussian policy
-    :param n_updates: gradient epochs (PPO, PPOPenalty) or policy steps (TRPO) since the start of training
+    :param n_updates: epochs (PPO, PPOPenalty) or updates (TRPO) since the start of training, as SB3 counts
+        them
     :param rollbacks: updates undone since the start of training, because something was NaN or infinite
     :param rollback_reason: what was not finite, if this update was rolled back
     """
@@ -52,6 +62,10 @@ class UpdateStatistics:
                 or (isinstance(value, float) and math.isnan(value) and name != "explained_variance")
             )
         }
+
+    def log_names(self) -> set[str]:
+        """All names under which something may be logged."""
+        return {field.name for field in fields(self)} | set(self.log_aliases().values())
 
     def log_aliases(self) -> dict[str, str]:
         """Fields that are logged a second time under the name that the peers' users know."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -16,7 +15,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_trust.algorithms.arguments import check_minibatch
 from sb3_trust.algorithms.base import TrustRegionAlgorithm
-from sb3_trust.algorithms.statistics import NonFiniteUpdate, TRPOStatistics, UpdateStatistics
+from sb3_trust.algorithms.statistics import NonFiniteUpdate, TRPOStatistics, UpdateStatistics, finite
 from sb3_trust.engines.batch import Batch
 from sb3_trust.engines.vectors import assign, flatten
 from sb3_trust.errors import InvalidArgument, check_integer, check_number, reject
@@ -65,7 +64,7 @@ class TRPO(TrustRegionAlgorithm):
     :param sub_sampling_factor: average the Fisher matrix over one in so many states, drawn at random;
         gradient and line search use all (Schulman 2016, Optimizing Expectations, p. 40)
     :param stats_window_size: episodes that the logged means cover
-    :param tensorboard_log: directory for TensorBoard; ``None``: off
+    :param tensorboard_log: directory for TensorBoard
     :param policy_kwargs: extra arguments of the policy
     :param verbose: 0: silent, 1: information, 2: debugging
     :param seed: of all random generators
@@ -81,6 +80,7 @@ class TRPO(TrustRegionAlgorithm):
     """
 
     statistics_class: ClassVar[type[UpdateStatistics]] = TRPOStatistics
+    mark = "cg_max_steps"
 
     def __init__(
         self,
@@ -176,8 +176,11 @@ class TRPO(TrustRegionAlgorithm):
                 f"but got {self.ent_coef!r}"
             )
 
-    def _adopt_foreign_model(self, overridden: frozenset[str]) -> None:
-        if not isinstance(self.action_space, (spaces.Box, spaces.MultiBinary)):
+    def _adopt(self, overridden: frozenset[str]) -> None:
+        super()._adopt(overridden)
+        if "_trust_format" in self.__dict__ or not isinstance(
+            self.action_space, (spaces.Box, spaces.MultiBinary)
+        ):
             return
         dimensions = get_action_dim(self.action_space)
         converted = []
@@ -185,18 +188,18 @@ class TRPO(TrustRegionAlgorithm):
             before = getattr(self, name)
             setattr(self, name, before * dimensions)
             converted.append(f"{name} {before:g} -> {before * dimensions:g}")
-        warnings.warn(
-            "this model was saved by sb3-contrib, whose KL divergence is averaged over the "
-            f"{dimensions} action dimensions; here it is summed, so: "
-            f"{', '.join(converted) or 'nothing to convert'}",
-            UserWarning,
-            stacklevel=5,
+        self._said_at_loading(
+            f"this is a model of sb3-contrib's TRPO, whose KL divergence is averaged over the {dimensions} action "
+            f"dimensions; here it is summed, so: {', '.join(converted) or 'nothing to convert'}"
         )
+
+    def _current_target_kl(self) -> float:
+        return value_at("target_kl", self.target_kl, self._current_progress_remaining)
 
     def _update(self, batch: Batch) -> TRPOStatistics:
         self.policy.set_training_mode(False)
-        target_kl = value_at("target_kl", self.target_kl, self._current_progress_remaining)
-        statistics = TRPOStatistics(target_kl=target_kl)
+        target_kl = self._current_target_kl()
+        statistics = TRPOStatistics()
         if target_kl > 0:
             advantages = (
                 normalize_advantages(batch.advantages) if self.normalize_advantage else batch.advantages
@@ -207,7 +210,7 @@ class TRPO(TrustRegionAlgorithm):
         return statistics
 
     def _policy_step(self, batch: Batch, target_kl: float, statistics: TRPOStatistics) -> None:
-        """Algorithm 1 of the paper with the step of its appendix C."""
+        """The practical algorithm of section 6, with the step and the line search of appendix C."""
         engine = self._policy_engine()
         parameters = engine.partition(batch).policy
         surrogate = SurrogateObjective(self.ent_coef)
@@ -217,7 +220,7 @@ class TRPO(TrustRegionAlgorithm):
         start = surrogate(evaluation.terms, batch)
         statistics.policy_objective = start.value.item()
         gradient = flatten(evaluation.gradient(start.derivatives, parameters)).double()
-        statistics.gradient_norm = _finite("policy gradient", gradient.norm().item())
+        statistics.gradient_norm = finite("policy gradient", gradient.norm().item())
 
         # x = (F + damping I)^-1 g
         fisher = self._fisher(batch)
@@ -234,15 +237,14 @@ class TRPO(TrustRegionAlgorithm):
 
         # beta = sqrt(2 delta / x^T F x), from the undamped curvature: the quadratic model's KL is then delta
         # itself
-        statistics.curvature = _finite("curvature", float(direction @ fisher(direction)))
+        statistics.curvature = finite("curvature", float(direction @ fisher(direction)))
         statistics.fisher_products += 1
         if statistics.curvature <= 0:
             return
         step = (2 * target_kl / statistics.curvature) ** 0.5 * direction
 
         search = self._line_search(batch, surrogate, parameters, step, float(gradient @ step), target_kl)
-        last = search.trials[-1]
-        tried = self.line_search_shrinking_factor ** (len(search.trials) - 1)
+        last, tried = search.trials[-1], self.line_search_shrinking_factor ** (len(search.trials) - 1)
         statistics.line_search_steps = len(search.trials)
         statistics.is_line_search_success = int(search.accepted)
         statistics.step_fraction = search.fraction
@@ -295,12 +297,3 @@ class TRPO(TrustRegionAlgorithm):
         if not result.accepted:
             assign(parameters, flatten(old))
         return result
-
-
-def _finite(name: str, value: float) -> float:
-    """
-    :raises NonFiniteUpdate: unless ``value`` is finite
-    """
-    if not np.isfinite(value):
-        raise NonFiniteUpdate(name)
-    return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -108,3 +109,9 @@ def _as_batch(
         samples.old_log_prob,
         old_distribution,
     )
+
+
+def minibatches(batch: Batch, batch_size: int) -> Iterator[th.Tensor]:
+    """One epoch of shuffled indices on the batch's device, by one permutation of NumPy's as SB3 draws it."""
+    permutation = th.from_numpy(np.random.permutation(len(batch)))
+    return iter(permutation.to(batch.advantages.device).split(batch_size))

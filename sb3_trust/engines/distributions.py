@@ -12,6 +12,8 @@ metric are those of the base; only its entropy has no closed form.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch as th
@@ -168,3 +170,15 @@ def family_of(distribution: Distribution) -> DistributionFamily:
         "`policy` must act by one of Stable-Baselines3's Gaussian, categorical or Bernoulli distributions, "
         f"or a subclass, but its `action_dist` is a {type(distribution).__name__}"
     )
+
+
+@contextmanager
+def distribution_validation_off() -> Iterator[None]:
+    """Let torch's distributions pass NaN on instead of raising: the update looks for it and rolls back."""
+    kind: Any = th.distributions.Distribution
+    before = kind._validate_args
+    kind.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        kind.set_default_validate_args(before)

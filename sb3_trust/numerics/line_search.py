@@ -44,9 +44,9 @@ def backtracking_line_search(
     max_steps: int,
 ) -> LineSearchResult:
     """
-    Try the fractions ``1, s, s^2, ...`` of a step until one satisfies the constraint and improves the
-    objective by a given share of what its linear model promises (the Armijo condition; Schulman et al. 2015,
-    appendix C).
+    Try the fractions ``1, s, s^2, ...`` of a step until one satisfies the constraint (Schulman et al. 2015,
+    appendix C) and improves the objective by a given share of what its linear model promises (the Armijo
+    condition).
 
     A comparison with NaN is false, so a point where anything is not a number is refused.
 

@@ -62,5 +62,8 @@ def check_target(name: str, value: Any) -> None:
     """
     if isinstance(value, str):
         parse_linear(name, value)
-    else:
+        return
+    try:
         check_number_or_schedule(name, value, open_minimum=True)
+    except InvalidArgument as error:
+        raise InvalidArgument(f'{error}, or a string such as "lin_0.02"') from None

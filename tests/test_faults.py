@@ -1,0 +1,260 @@
+"""What is not finite never reaches the weights."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import Wrapper
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_trust import PPO, TRPO, PPOPenalty
+from sb3_trust.rollout import _check_batch
+from tests.worlds import (
+    ACTION_SPACES,
+    DICT,
+    VECTOR,
+    World,
+    fill,
+    identical,
+    model_of,
+    policy_parameters,
+    state,
+)
+
+ALGORITHMS = [PPO, TRPO, PPOPenalty]
+
+
+def trained(algorithm, kind="box", **kwargs):
+    """A model with optimizer state, and a fresh rollout in its buffer."""
+    model = fill(model_of(kind, algorithm, **kwargs))
+    model.train()
+    return fill(model)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    ("kind", "quantity"),
+    [
+        *[
+            (kind, name)
+            for kind in ("box", "discrete")
+            for name in ("advantages", "returns", "log_probs", "values")
+        ],
+        ("cnn", "advantages"),
+    ],
+)
+def test_a_non_finite_batch_changes_nothing_and_the_next_good_one_trains(algorithm, kind, bad, quantity):
+    model = trained(algorithm, kind)
+    before, n_updates, kl_coef = state(model), model._n_updates, getattr(model, "kl_coef", None)
+    getattr(model.rollout_buffer, quantity)[3, 1] = bad
+    with pytest.warns(RuntimeWarning, match="rolled back"):
+        model.train()
+    assert identical(before, state(model))
+    assert (model.n_rollbacks, model._n_updates) == (1, n_updates)
+    assert getattr(model, "kl_coef", None) == kl_coef
+    assert model.logger.name_to_value["train/rollbacks"] == 1
+    assert model.logger.name_to_value["train/rollback_reason"] in (
+        "advantages",
+        "returns",
+        "old_log_prob",
+        "old_values",
+    )
+    assert math.isfinite(model.last_update.kl)
+    fill(model).train()
+    assert not identical(before, state(model))
+    assert model.n_rollbacks == 1 and model.last_update.rollback_reason == ""
+    assert model.last_update.kl > 0
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_first_update_rolled_back_leaves_no_optimizer_state(algorithm):
+    model = fill(model_of("box", algorithm))
+    before = state(model)
+    model.rollout_buffer.advantages[0, 0] = math.nan
+    with pytest.warns(RuntimeWarning):
+        model.train()
+    assert identical(before, state(model)) and not model.policy.optimizer.state
+
+
+@pytest.mark.parametrize("algorithm", [PPO, PPOPenalty])
+def test_an_update_that_diverges_half_way_is_undone(algorithm):
+    """The batch is good; an infinite step of the third minibatch is not."""
+    model = trained(algorithm, batch_size=32)
+    before, step, calls = state(model), model.policy.optimizer.step, []
+
+    def explode(*args, **kwargs):
+        calls.append(1)
+        result = step(*args, **kwargs)
+        if len(calls) == 3:
+            with th.no_grad():
+                model.policy.action_net.weight[0, 0] = math.inf
+        return result
+
+    model.policy.optimizer.step = explode
+    with pytest.warns(RuntimeWarning):
+        model.train()
+    model.policy.optimizer.step = step
+    assert len(calls) == 10 * 4
+    assert identical(before, state(model)) and model.n_rollbacks == 1
+    fill(model).train()
+    assert not identical(before, state(model))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_an_exception_in_an_update_leaves_the_weights_as_they_were(algorithm, monkeypatch):
+    model = trained(algorithm)
+    before, calls = state(model), []
+    evaluate = type(model._policy_engine()).evaluate
+
+    def interrupted(self, *args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return evaluate(self, *args)
+
+    monkeypatch.setattr(type(model._policy_engine()), "evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        model.train()
+    assert identical(before, state(model))
+
+
+def test_trpo_with_a_vanishing_standard_deviation_leaves_the_policy_alone():
+    model = model_of("box", TRPO)
+    with th.no_grad():
+        model.policy.log_std.fill_(math.log(1e-20))
+    fill(model)
+    before = state(model)
+    with pytest.warns(RuntimeWarning, match="rolled back"):
+        model.train()
+    assert identical(before, state(model)) and model.n_rollbacks == 1
+    with th.no_grad():
+        model.policy.log_std.fill_(0.0)
+    fill(model).train()
+    assert model.last_update.is_line_search_success == 1
+
+
+def test_trpo_with_an_underflowed_probability_leaves_the_policy_alone():
+    model = model_of("discrete", TRPO, normalize_advantage=False)
+    with th.no_grad():
+        model.policy.action_net.weight.zero_()
+        model.policy.action_net.bias.copy_(th.tensor([300.0, 0.0, -300.0]))
+    fill(model)
+    weights = policy_parameters(model)
+    model.train()
+    assert identical(weights, policy_parameters(model))
+    assert math.isfinite(model.last_update.kl_max) and model.n_rollbacks == 0
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_one_underflowed_action_does_not_stop_learning(algorithm):
+    """One action is all but impossible, the others are not: every update is finite and is made."""
+    model = model_of("discrete", algorithm)
+    with th.no_grad():
+        model.policy.action_net.bias.copy_(th.tensor([0.0, 0.0, -400.0]))
+    fill(model).train()
+    assert model.n_rollbacks == 0 and 0 < model.last_update.kl < 0.1
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_parameters_that_are_nan_already_are_an_error(algorithm):
+    model = fill(model_of("box", algorithm))
+    with th.no_grad():
+        model.policy.value_net.bias.fill_(math.nan)
+    with pytest.raises(ValueError, match="NaN or infinite already"):
+        model.train()
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_validation_of_distributions_is_restored(algorithm):
+    before = th.distributions.Distribution._validate_args
+    model = fill(model_of("box", algorithm))
+    model.train()
+    assert th.distributions.Distribution._validate_args == before
+
+
+class Spoiled(Wrapper):
+    """An environment whose quantity turns bad at one step."""
+
+    def __init__(self, env, at, reward=None, observation=None, truncate=False):
+        super().__init__(env)
+        self.at, self.reward, self.observation, self.truncate, self.count = (
+            at,
+            reward,
+            observation,
+            truncate,
+            0,
+        )
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        self.count += 1
+        if self.count == self.at:
+            if self.reward is not None:
+                reward = self.reward
+            if self.observation is not None:
+                part = obs["vector"] if isinstance(obs, dict) else obs
+                part[0] = self.observation
+                truncated = truncated or self.truncate
+        return obs, reward, terminated, truncated, info
+
+
+def spoiled_env(index, observation_space=VECTOR, **kwargs):
+    """Three environments, the one with this index spoiled."""
+    ids = iter(range(3))
+
+    def make():
+        env = World(ACTION_SPACES["box"], observation_space)
+        return Spoiled(env, **kwargs) if next(ids) == index else env
+
+    return make_vec_env(make, 3, seed=0)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_bad_reward_costs_one_rollout(algorithm, bad):
+    model = algorithm("MlpPolicy", spoiled_env(1, at=50, reward=bad), n_steps=32, batch_size=32, seed=0)
+    with pytest.warns(RuntimeWarning, match="rolled back: non-finite advantages"):
+        model.learn(4 * 96)
+    assert model.n_rollbacks == 1
+    assert model.last_update.kl > 0
+    assert all(bool(th.isfinite(t).all()) for t in state(model))
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("observation_space", [VECTOR, DICT], ids=["vector", "dict"])
+def test_a_bad_observation_is_an_error_that_names_its_environment(normalize, bad, observation_space):
+    env = spoiled_env(1, observation_space, at=40, observation=bad)
+    if normalize:
+        env = VecNormalize(env, norm_obs_keys=["vector"] if observation_space is DICT else None)
+    policy = "MlpPolicy" if observation_space is VECTOR else "MultiInputPolicy"
+    model = PPO(policy, env, n_steps=32, batch_size=32, seed=0)
+    weights = []
+    model.train = lambda: (PPO.train(model), weights.append(state(model)))[0]
+    with pytest.raises(ValueError, match=r"environment 1 .*NaN or infinite observation"):
+        model.learn(1000)
+    assert len(weights) == 1 and identical(weights[0], state(model))
+
+
+def test_a_bad_reward_under_a_normaliser_is_an_error_that_names_its_environment():
+    model = TRPO(
+        "MlpPolicy", VecNormalize(spoiled_env(2, at=40, reward=math.nan)), n_steps=32, batch_size=32, seed=0
+    )
+    with pytest.raises(ValueError, match=r"environment 2 .*reward under VecNormalize"):
+        model.learn(1000)
+
+
+def test_a_bad_terminal_observation_is_an_error_that_names_its_environment():
+    env = spoiled_env(0, at=3, observation=math.nan, truncate=True)
+    with pytest.raises(ValueError, match=r"environment 0 .*terminal observation"):
+        PPO("MlpPolicy", env, n_steps=32, batch_size=32, seed=0).learn(1000)
+
+
+def test_large_observations_are_not_taken_for_infinite_ones():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _check_batch(np.full((2, 4), 3e38, np.float32), "observation")
