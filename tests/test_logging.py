@@ -107,7 +107,7 @@ def test_a_train_of_the_users_own_is_logged_too():
             self.logger.record("train/mine", self.num_timesteps)
 
     _, rows = logged(Own)
-    # it does not say when it is done: its values come with the next logs, as in SB3, and the last ones at the end
+    # it does not say when it is done: its values come with the next logs, as in SB3, the last ones at the end
     assert [(step, row["train/mine"]) for step, row in rows if "train/mine" in row] == [
         (256, 128),
         (384, 256),

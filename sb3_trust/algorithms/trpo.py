@@ -189,8 +189,8 @@ class TRPO(TrustRegionAlgorithm):
             setattr(self, name, before * dimensions)
             converted.append(f"{name} {before:g} -> {before * dimensions:g}")
         self._said_at_loading(
-            f"this is a model of sb3-contrib's TRPO, whose KL divergence is averaged over the {dimensions} action "
-            f"dimensions; here it is summed, so: {', '.join(converted) or 'nothing to convert'}"
+            f"this is a model of sb3-contrib's TRPO, whose KL divergence is averaged over the {dimensions} "
+            f"action dimensions; here it is summed, so: {', '.join(converted) or 'nothing to convert'}"
         )
 
     def _current_target_kl(self) -> float:
