@@ -30,6 +30,14 @@ KINDS: dict[str, tuple[spaces.Space, spaces.Space, str, dict[str, Any], bool]] =
     "gsde_expln": (ACTION_SPACES["box"], VECTOR, "MlpPolicy", {"use_expln": True, "full_std": False}, True),
     "gsde_squashed": (ACTION_SPACES["box"], VECTOR, "MlpPolicy", {"squash_output": True}, True),
     "cnn": (ACTION_SPACES["discrete"], IMAGE, "CnnPolicy", {}, False),
+    "discrete_observation": (ACTION_SPACES["multi_discrete"], spaces.Discrete(5), "MlpPolicy", {}, False),
+    "float64_observation": (
+        ACTION_SPACES["box"],
+        spaces.Box(-5.0, 5.0, (4,), np.float64),
+        "MlpPolicy",
+        {},
+        False,
+    ),
     "dict": (ACTION_SPACES["box"], DICT, "MultiInputPolicy", {}, False),
 }
 
