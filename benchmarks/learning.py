@@ -28,6 +28,7 @@ import yaml
 from sb3_trust.plots import read_updates
 
 HERE = Path(__file__).parent
+EPISODES = 100  # of the final evaluation
 COLUMNS = (
     "algo", "env", "seed", "n_timesteps", "goal", "return_mean", "return_std", "episodes",
     "kl_mean", "kl_max_update", "target_kl", "rollbacks", "seconds",
@@ -62,7 +63,7 @@ def execute(run: Run, folder: Path) -> dict[str, object]:
     log_folder = folder / f"{run.algo}-{run.env}-{run.seed}-{time.time_ns()}"
     command = [sys.executable, "-m", "sb3_trust", "train", "--algo", run.algo, "--env", run.env]
     command += ["--seed", str(run.seed), "-f", str(log_folder), "--eval-freq", "-1", "--num-threads", "1"]
-    command += ["--log-interval", "-2", "--device", "cpu"]
+    command += ["--log-interval", "-2", "--device", "cpu", "--eval-episodes", str(EPISODES)]
     if run.n_timesteps:
         command += ["-n", str(run.n_timesteps)]
     start = time.perf_counter()
