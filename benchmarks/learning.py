@@ -93,6 +93,28 @@ def execute(run: Run, folder: Path) -> dict[str, object]:
     }
 
 
+def table(rows: list[dict[str, str]]) -> str:
+    """The results in Markdown, a line for each algorithm and environment."""
+    lines = [
+        "| algorithm | environment | steps | to reach | mean return | of each seed | mean KL | largest KL |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for algo, env in dict.fromkeys((row["algo"], row["env"]) for row in rows):
+        cell = sorted(
+            (row for row in rows if (row["algo"], row["env"]) == (algo, env)), key=lambda r: int(r["seed"])
+        )
+        scores = [float(row["return_mean"]) for row in cell]
+        error = sum(float(row["return_std"]) ** 2 / int(row["episodes"]) for row in cell) ** 0.5 / len(cell)
+        kl = np.mean([float(row["kl_mean"]) for row in cell])
+        largest = max(float(row["kl_max_update"]) for row in cell)
+        lines.append(
+            f"| {algo} | {env} | {int(cell[0]['n_timesteps']):,} | {cell[0]['goal']} "
+            f"| {np.mean(scores):.1f} +/- {error:.1f} | {', '.join(f'{score:.0f}' for score in scores)} "
+            f"| {kl:.4f} | {largest:.4f} |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Run what has no row yet."""
     parser = argparse.ArgumentParser(
@@ -145,6 +167,8 @@ def main() -> None:
     with ThreadPoolExecutor(args.processes) as pool:
         for future in [pool.submit(run_and_record, run) for run in pending]:
             future.result()
+    with args.results.open(newline="") as file:
+        print(table(list(csv.DictReader(file))))
 
 
 if __name__ == "__main__":
