@@ -8,6 +8,7 @@ import pytest
 import torch as th
 from gymnasium import Wrapper
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_trust import PPO, TRPO, PPOPenalty
@@ -71,6 +72,16 @@ def test_a_non_finite_batch_changes_nothing_and_the_next_good_one_trains(algorit
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_non_finite_old_distribution_changes_nothing(algorithm):
+    model = trained(algorithm)
+    before = state(model)
+    model._rollout[1][3, 1, 0] = math.nan
+    with pytest.warns(RuntimeWarning, match="old_distribution"):
+        model.train()
+    assert identical(before, state(model)) and model.n_rollbacks == 1
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_first_update_rolled_back_leaves_no_optimizer_state(algorithm):
     model = fill(model_of("box", algorithm))
     before = state(model)
@@ -80,16 +91,14 @@ def test_first_update_rolled_back_leaves_no_optimizer_state(algorithm):
     assert identical(before, state(model)) and not model.policy.optimizer.state
 
 
-@pytest.mark.parametrize("algorithm", [PPO, PPOPenalty])
-def test_an_update_that_diverges_half_way_is_undone(algorithm):
-    """The batch is good; an infinite step of the third minibatch is not."""
-    model = trained(algorithm, batch_size=32)
-    before, step, calls = state(model), model.policy.optimizer.step, []
+def diverge_at_step(model, n):
+    """Let the n-th optimizer step write an infinity into the weights."""
+    step, calls = model.policy.optimizer.step, []
 
     def explode(*args, **kwargs):
         calls.append(1)
         result = step(*args, **kwargs)
-        if len(calls) == 3:
+        if len(calls) == n:
             with th.no_grad():
                 model.policy.action_net.weight[0, 0] = math.inf
         return result
@@ -98,10 +107,48 @@ def test_an_update_that_diverges_half_way_is_undone(algorithm):
     with pytest.warns(RuntimeWarning):
         model.train()
     model.policy.optimizer.step = step
-    assert len(calls) == 10 * 4
+    return calls
+
+
+@pytest.mark.parametrize("algorithm", [PPO, PPOPenalty])
+@pytest.mark.parametrize("first", [True, False])
+def test_an_update_that_diverges_half_way_is_undone(algorithm, first):
+    """The batch is good; an infinite step of the third minibatch is not."""
+    model = fill(model_of("box", algorithm, batch_size=32)) if first else trained(algorithm, batch_size=32)
+    before, n_updates = state(model), model._n_updates
+    assert len(diverge_at_step(model, 3)) == 10 * 4
     assert identical(before, state(model)) and model.n_rollbacks == 1
+    assert bool(model.policy.optimizer.state) != first  # what the update itself began is gone too
+    assert model._n_updates == model.last_update.n_updates == n_updates
+    assert math.isnan(model.last_update.explained_variance)
     fill(model).train()
     assert not identical(before, state(model))
+
+
+@pytest.mark.parametrize("algorithm", [PPO, PPOPenalty])
+@pytest.mark.parametrize("optimizer", [th.optim.Adam, th.optim.SGD, th.optim.RMSprop])
+def test_moving_statistics_and_any_optimizer_are_put_back(algorithm, optimizer):
+    class Normalized(BaseFeaturesExtractor):
+        def __init__(self, observation_space):
+            super().__init__(observation_space, 4)
+            self.norm = th.nn.BatchNorm1d(4)
+
+        def forward(self, observations):
+            return self.norm(observations)
+
+    arguments = {"amsgrad": True} if optimizer is th.optim.Adam else {"momentum": 0.9}
+    policy_kwargs = {
+        "features_extractor_class": Normalized,
+        "optimizer_class": optimizer,
+        "optimizer_kwargs": arguments,
+    }
+    model = trained(algorithm, policy_kwargs=policy_kwargs)
+    before = state(model)
+    diverge_at_step(model, 2)
+    assert identical(before, state(model)) and model.n_rollbacks == 1
+    fill(model).train()
+    after = state(model)
+    assert not any(map(th.equal, before, after))  # every tensor moves in a good update: the check has power
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

@@ -133,3 +133,24 @@ def test_dropout_acts_in_training_and_not_in_the_measured_kl():
 def test_same_seed_same_bits():
     first, second = (model_of("dict", PPO).learn(256) for _ in range(2))
     assert all(map(th.equal, state(first), state(second)))
+
+
+def test_logged_gradient_norm_is_that_before_clipping():
+    norms = []
+    for max_grad_norm in (1e-3, 2e-3):
+        model = fill(model_of("box", PPO, max_grad_norm=max_grad_norm, learning_rate=0.0))
+        model.train()
+        norms.append(model.last_update.gradient_norm)
+    assert norms[0] == norms[1] > 0.1
+
+
+@pytest.mark.parametrize("kind", ["gsde_squashed", "box"])
+def test_logged_entropy_is_that_of_the_new_policy(kind):
+    """Squashed: the log-probabilities of the old policy's actions, weighted to be the new one's."""
+    model = fill(model_of(kind, PPO, learning_rate=3e-3))
+    batch = model._make_batch()
+    model.train()
+    _, log_prob, entropy = model.policy.evaluate_actions(batch.observations, batch.actions)
+    if kind == "gsde_squashed":
+        entropy = -th.exp(log_prob - batch.old_log_prob) * log_prob
+    assert model.last_update.entropy == pytest.approx(entropy.mean().item(), rel=1e-4)

@@ -116,3 +116,16 @@ def test_target_of_zero_trains_the_critic_alone():
     assert identical(weights, policy_parameters(model)) and not identical(before, state(model))
     assert model.kl_coef == 1.0
     assert model.last_update.target_kl == 0.0
+
+
+def test_logged_penalty_is_coefficient_times_kl_plus_hinge():
+    def updated(n_epochs):
+        settings = {"init_kl_coef": 3.0, "hinge_coef": 7e4, "target_kl": 2e-5, "learning_rate": 3e-3}
+        model = fill(model_of("box", PPOPenalty, batch_size=128, n_epochs=n_epochs, **settings))
+        model.train()
+        return model.last_update
+
+    kl = updated(1).kl  # where the second epoch starts; the first starts at the old policy, without a penalty
+    assert kl > 1e-4
+    expected = 3.0 * kl + 7e4 * (kl - 4e-5) ** 2
+    assert updated(2).penalty == pytest.approx(expected / 2, rel=1e-3)

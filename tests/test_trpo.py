@@ -160,6 +160,15 @@ def test_critic_leaves_no_optimizer_state_for_the_policy():
     assert with_state == {id(p) for p in partition.critic_only}
 
 
+def test_gradients_that_someone_left_behind_do_not_move_the_policy():
+    model = fill(model_of("box", TRPO, target_kl=lambda progress: 0.0))
+    for parameter in model.policy.parameters():
+        parameter.grad = th.ones_like(parameter)
+    weights = policy_parameters(model)
+    model.train()
+    assert identical(weights, policy_parameters(model))
+
+
 def test_a_line_search_that_never_succeeds_leaves_the_policy_as_it_was():
     # a single point at the full step with the bound's quadratic model far off, and all improvement required
     model = fill(
@@ -257,9 +266,13 @@ def test_curvature_that_only_damping_makes_positive_takes_no_step(monkeypatch):
 
 def test_statistics_of_a_step_are_consistent():
     model = fill(model_of("discrete", TRPO, n_steps=256))
-    before = flatten(policy_parameters(model))
+    before, batch = flatten(policy_parameters(model)), model._make_batch()
     model.train()
     last = model.last_update
+    _, log_prob, entropy = model.policy.evaluate_actions(batch.observations, batch.actions)
+    surrogate = (normalize_advantages(batch.advantages) * th.exp(log_prob - batch.old_log_prob)).mean()
+    assert last.policy_objective == pytest.approx(surrogate.item(), rel=1e-4)
+    assert last.entropy == pytest.approx(entropy.mean().item(), rel=1e-5)
     moved = (flatten(policy_parameters(model)) - before).norm().item()
     assert last.step_norm == pytest.approx(moved, rel=1e-3)
     assert last.fisher_products == last.cg_iterations + 1

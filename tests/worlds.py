@@ -101,6 +101,7 @@ def model_of(
         policy_kwargs = {"net_arch": {"pi": [16, 16], "vf": [16, 16]}, **policy_kwargs}
     else:
         policy_kwargs = {"features_extractor_kwargs": {"features_dim": 32}, **policy_kwargs}
+    policy_kwargs = {**policy_kwargs, **kwargs.pop("policy_kwargs", {})}
     model = algorithm(
         policy,
         world(action_space, observation_space, n_envs),
