@@ -91,8 +91,8 @@ def test_first_update_rolled_back_leaves_no_optimizer_state(algorithm):
     assert identical(before, state(model)) and not model.policy.optimizer.state
 
 
-def diverge_at_step(model, n):
-    """Let the n-th optimizer step write an infinity into the weights."""
+def diverge_at_step(model, n, layer="action_net"):
+    """Let the n-th optimizer step write an infinity into a layer's weights."""
     step, calls = model.policy.optimizer.step, []
 
     def explode(*args, **kwargs):
@@ -100,7 +100,7 @@ def diverge_at_step(model, n):
         result = step(*args, **kwargs)
         if len(calls) == n:
             with th.no_grad():
-                model.policy.action_net.weight[0, 0] = math.inf
+                getattr(model.policy, layer).weight[0, 0] = math.inf
         return result
 
     model.policy.optimizer.step = explode
@@ -123,6 +123,15 @@ def test_an_update_that_diverges_half_way_is_undone(algorithm, first):
     assert math.isnan(model.last_update.explained_variance)
     fill(model).train()
     assert not identical(before, state(model))
+
+
+@pytest.mark.parametrize(("algorithm", "n_steps"), [(PPO, 40), (PPOPenalty, 40), (TRPO, 40)])
+def test_an_infinity_that_no_loss_has_seen_is_undone(algorithm, n_steps):
+    """The last step spoils the critic: the policy's KL and every minibatch's loss are finite."""
+    model = trained(algorithm, batch_size=32)
+    before = state(model)
+    assert len(diverge_at_step(model, n_steps, "value_net")) == n_steps
+    assert identical(before, state(model)) and model.n_rollbacks == 1
 
 
 @pytest.mark.parametrize("algorithm", [PPO, PPOPenalty])
@@ -285,6 +294,13 @@ def test_a_bad_observation_is_an_error_that_names_its_environment(normalize, bad
     with pytest.raises(ValueError, match=r"environment 1 .*NaN or infinite observation"):
         model.learn(1000)
     assert len(weights) == 1 and identical(weights[0], state(model))
+
+
+def test_a_bad_observation_at_the_end_of_a_rollout_is_seen_before_the_update():
+    model = TRPO("MlpPolicy", spoiled_env(2, at=32, observation=math.nan), n_steps=32, batch_size=32, seed=0)
+    with pytest.raises(ValueError, match=r"environment 2 .*observation"):
+        model.learn(1000)
+    assert (model._n_updates, model.n_rollbacks) == (0, 0)
 
 
 def test_a_bad_reward_under_a_normaliser_is_an_error_that_names_its_environment():

@@ -15,11 +15,13 @@ from tests.worlds import KINDS, fill, identical, model_of, parameters, policy_pa
 @pytest.mark.parametrize("kind", KINDS)
 def test_update_is_that_of_the_formula_under_plain_autograd(kind):
     """The whole train() against a direct implementation of section 4 of the paper."""
-    ours = fill(
-        model_of(
-            kind, PPOPenalty, batch_size=32, n_epochs=3, init_kl_coef=2.0, ent_coef=0.01, hinge_coef=500.0
-        )
-    )
+    settings = {
+        "init_kl_coef": 2.0,
+        "ent_coef": 0.01,
+        "hinge_coef": 500.0,
+        "target_kl": 1e-4,
+    }  # the hinge bites
+    ours = fill(model_of(kind, PPOPenalty, batch_size=32, n_epochs=3, **settings))
     other = fill(model_of(kind, PPOPenalty, batch_size=32, n_epochs=3))
     batch, policy, family = other._make_batch(), other.policy, other._policy_engine().family
     before = parameters(other)
@@ -37,7 +39,7 @@ def test_update_is_that_of_the_formula_under_plain_autograd(kind):
             a = (part.advantages - part.advantages.mean()) / (part.advantages.std() + 1e-8)
             surrogate = (a * th.exp(log_prob - part.old_log_prob)).mean()
             bonus = -log_prob.mean() if entropy is None else entropy.mean()
-            penalty = 2.0 * kl + 500.0 * th.relu(kl - 2 * 0.01) ** 2
+            penalty = 2.0 * kl + 500.0 * th.relu(kl - 2 * 1e-4) ** 2
             value_loss = ((values.flatten() - part.returns) ** 2).mean()
             policy.optimizer.zero_grad()
             (-surrogate + penalty - 0.01 * bonus + 0.5 * value_loss).backward()

@@ -284,6 +284,23 @@ def test_statistics_of_a_step_are_consistent():
     assert not math.isnan(last.policy_objective)
 
 
+def test_line_search_shrinks_by_its_factor():
+    model = fill(model_of("discrete", TRPO, target_kl=1.0, line_search_shrinking_factor=0.5))
+    model.train()
+    assert model.last_update.line_search_steps > 1
+    assert model.last_update.step_fraction == 0.5 ** (model.last_update.line_search_steps - 1)
+
+
+def test_conjugate_gradient_ends_at_its_tolerance():
+    iterations = {}
+    for tolerance in (0.9, 1e-4):
+        model = fill(model_of("discrete", TRPO, cg_tolerance=tolerance))
+        model.train()
+        assert model.last_update.cg_residual <= tolerance or model.last_update.cg_iterations == 15
+        iterations[tolerance] = model.last_update.cg_iterations
+    assert iterations[0.9] < iterations[1e-4]
+
+
 def test_same_seed_same_bits():
     first, second = (model_of("box", TRPO, sub_sampling_factor=2).learn(512) for _ in range(2))
     assert all(map(th.equal, state(first), state(second)))
