@@ -83,7 +83,7 @@ def check_optional(check: Callable[..., None], name: str, value: Any, *args: Any
     try:
         check(name, value, *args, **kwargs)
     except InvalidArgument as error:
-        raise InvalidArgument(f"{error} (`None` turns it off)") from None
+        raise InvalidArgument(f"{error} (`None` is allowed too)") from None
 
 
 def check_boolean(name: str, value: Any) -> None:

@@ -41,7 +41,7 @@ OWN = {
     PPOPenalty: {
         **MINIBATCH,
         "target_kl": [0.0, -0.01, math.nan, None, "linear"],
-        "init_kl_coef": [0.0, -1.0, math.nan, math.inf],
+        "init_kl_coef": [0.0, -1.0, math.nan, math.inf, 1e9],
         "kl_rule": ["adaptive", {"hgih": 2.0}, {"high": 0.5}, None],
         "hinge_coef": [-1.0, math.nan, "big"],
     },

@@ -62,7 +62,7 @@ def test_fisher_matrix_is_the_hessian_of_the_kl(kind):
     model = fill(model_of(kind, TRPO))
     batch = model._make_batch()
     engine = AutogradEngine(in_float64(model.policy))
-    batch.old_distribution = engine.distribution_parameters(batch.observations)
+    batch.old_distribution = engine.distribution_parameters(batch)
     parameters = engine.partition(batch).policy
     start = [p.detach().clone() for p in parameters]
     h = 1e-4

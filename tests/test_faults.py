@@ -75,7 +75,7 @@ def test_a_non_finite_batch_changes_nothing_and_the_next_good_one_trains(algorit
 def test_a_non_finite_old_distribution_changes_nothing(algorithm):
     model = trained(algorithm)
     before = state(model)
-    model._rollout[1][3, 1, 0] = math.nan
+    model._rollout.old_distribution[3, 1, 0] = math.nan
     with pytest.warns(RuntimeWarning, match="old_distribution"):
         model.train()
     assert identical(before, state(model)) and model.n_rollbacks == 1

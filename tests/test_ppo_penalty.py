@@ -7,7 +7,7 @@ import pytest
 import torch as th
 
 from sb3_trust import PPOPenalty
-from sb3_trust.numerics.kl_coefficient import PRESETS, next_coefficient
+from sb3_trust.numerics.kl_coefficient import next_coefficient, preset
 from sb3_trust.numerics.objectives import PenalizedSurrogateLoss
 from tests.worlds import KINDS, fill, identical, model_of, parameters, policy_parameters, state
 
@@ -92,11 +92,9 @@ def test_coefficient_moves_once_a_rollout_from_the_final_exact_kl(rule):
         fill(model).train()
         last = model.last_update
         assert last.kl_coef == expected  # the one that this update used
-        rule_of = model._preset.rule
-        expected = next_coefficient(rule_of, expected, last.kl, 0.005, 128)
+        expected = next_coefficient(preset(rule).rule, expected, last.kl, 0.005, 128)
         assert model.kl_coef == expected
     assert (model.kl_coef == 1.0) == (rule == "fixed")
-    assert isinstance(rule, dict) or PRESETS[rule] is model._preset
 
 
 @pytest.mark.parametrize("kind", ["discrete", "box", "gsde", "multi_binary"])

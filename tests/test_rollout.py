@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch.distributions import kl_divergence
 
 from sb3_trust import PPO
-from tests.worlds import ACTION_SPACES, KINDS, VECTOR, fill, model_of, world
+from tests.worlds import ACTION_SPACES, KINDS, VECTOR, fill, model_of, parameters, world
 
 ARRAYS = ("actions", "rewards", "returns", "episode_starts", "values", "log_probs", "advantages")
 
@@ -56,10 +56,10 @@ def test_same_buffer_with_sampled_noise_and_normalisation():
 @pytest.mark.parametrize("kind", KINDS)
 def test_kept_distributions_are_the_ones_that_acted(kind):
     model = fill(model_of(kind, PPO))
-    kept = model._rollout[1].transpose(0, 1).reshape(model.n_steps * model.n_envs, -1)
+    kept = model._rollout.old_distribution.transpose(0, 1).reshape(model.n_steps * model.n_envs, -1)
     batch = model._make_batch()
     th.testing.assert_close(batch.old_distribution, kept)
-    recomputed = model._policy_engine().distribution_parameters(batch.observations)
+    recomputed = model._policy_engine().distribution_parameters(batch)
     th.testing.assert_close(kept, recomputed, rtol=1e-4, atol=1e-5)
 
 
@@ -74,7 +74,7 @@ def test_distributions_are_kept_step_by_step_when_a_callback_changes_the_policy(
     model = model_of("box", PPO, n_envs=1, n_steps=20)
     _, callback = model._setup_learn(100, Widen())
     model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
-    log_std = model._rollout[1].reshape(20, -1)[:, 3:]
+    log_std = model._rollout.old_distribution.reshape(20, -1)[:, 3:]
     np.testing.assert_allclose(log_std[:10], 0.0, atol=1e-6)
     np.testing.assert_allclose(log_std[10:], 1.0, atol=1e-6)
 
@@ -152,11 +152,30 @@ def test_a_foreign_buffer_class_is_read_through_its_get():
 
     model = fill(model_of("box", PPO, rollout_buffer_class=Reversed))
     batch = model._make_batch()
-    th.testing.assert_close(
-        batch.old_distribution, model._policy_engine().distribution_parameters(batch.observations)
-    )
+    th.testing.assert_close(batch.old_distribution, model._policy_engine().distribution_parameters(batch))
     model.train()
     assert model.last_update.kl > 0
+
+
+def test_a_buffer_class_that_keeps_sb3s_order_is_sb3s():
+    class Named(RolloutBuffer):
+        def compute_returns_and_advantage(self, last_values, dones):
+            super().compute_returns_and_advantage(last_values, dones)
+            self.advantages *= 2
+
+    ours, theirs = (model_of("box", a, rollout_buffer_class=Named).learn(256) for a in (PPO, SB3PPO))
+    assert th.equal(parameters(ours), parameters(theirs))
+
+
+def test_a_second_update_from_a_rollout_starts_from_the_same_old_policy():
+    model = fill(model_of("discrete", PPO))
+    batch = model._make_batch()
+    model.train()
+    again = model._make_batch()
+    assert th.equal(batch.old_distribution, again.old_distribution)
+    model.train()
+    exact = model._policy_engine().measure(batch, {"kl"}).kl.mean().item()
+    assert model.last_update.kl == pytest.approx(exact, rel=1e-9)
 
 
 def test_progress_never_turns_negative():

@@ -157,6 +157,12 @@ def test_what_is_passed_to_load_is_in_our_units_already(tmp_path):
     assert (model.target_kl, model.cg_damping) == (0.04, pytest.approx(0.15))
 
 
+def test_custom_objects_are_in_our_units_too(tmp_path):
+    model_of("box", sb3_contrib.TRPO).save(tmp_path / "model")
+    with pytest.warns(UserWarning, match="cg_damping"):
+        assert TRPO.load(tmp_path / "model", custom_objects={"target_kl": 0.05}).target_kl == 0.05
+
+
 def test_bad_values_are_refused_at_loading_too(tmp_path):
     model_of("box", TRPO).save(tmp_path / "model")
     with pytest.raises(InvalidArgument, match="target_kl"):
@@ -178,7 +184,7 @@ def test_nothing_of_ours_is_pickled(tmp_path):
             if isinstance(entry, dict) and ":type:" in entry
         }
         assert not [name for name, kind in pickled.items() if "sb3_trust" in kind]
-        assert {"_engine", "_rollout", "last_update", "_preset", "_loaded_with"}.isdisjoint(data)
+        assert {"_engine", "_rollout", "last_update", "_loaded_with"}.isdisjoint(data)
         assert data["_trust_format"] == 1
 
 

@@ -11,6 +11,7 @@ import torch as th
 from sb3_contrib.common.utils import conjugate_gradient_solver
 from stable_baselines3.common.distributions import kl_divergence as sb3_kl
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import obs_as_tensor
 from torch.distributions import kl_divergence
 
@@ -285,7 +286,9 @@ def test_statistics_of_a_step_are_consistent():
 
 
 def test_line_search_shrinks_by_its_factor():
-    model = fill(model_of("discrete", TRPO, target_kl=1.0, line_search_shrinking_factor=0.5))
+    model = fill(
+        model_of("discrete", TRPO, target_kl=1.0, accept_ratio=0.9, line_search_shrinking_factor=0.5)
+    )
     model.train()
     assert model.last_update.line_search_steps > 1
     assert model.last_update.step_fraction == 0.5 ** (model.last_update.line_search_steps - 1)
@@ -299,6 +302,40 @@ def test_conjugate_gradient_ends_at_its_tolerance():
         assert model.last_update.cg_residual <= tolerance or model.last_update.cg_iterations == 15
         iterations[tolerance] = model.last_update.cg_iterations
     assert iterations[0.9] < iterations[1e-4]
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_advantages_are_normalised_only_where_asked(normalize):
+    model = fill(
+        model_of("discrete", TRPO, normalize_advantage=normalize, line_search_max_iter=1, accept_ratio=1.0)
+    )
+    batch = model._make_batch()
+    raw, normalized = batch.advantages, normalize_advantages(batch.advantages)
+    model.train()  # with this accept ratio no step is taken: the surrogate at the old policy is logged
+    expected = (normalized if normalize else raw).mean().item()
+    assert model.last_update.step_norm == 0.0
+    assert model.last_update.policy_objective == pytest.approx(expected, abs=1e-5)
+    assert abs(raw.mean().item()) > 0.01
+
+
+def test_a_module_that_moves_a_buffer_as_it_is_evaluated_cannot_break_the_bound():
+    class Running(BaseFeaturesExtractor):
+        def __init__(self, observation_space):
+            super().__init__(observation_space, 4)
+            self.register_buffer("scale", th.ones(1))
+
+        def forward(self, observations):
+            self.scale.mul_(1.02)
+            return observations * self.scale
+
+    model = fill(model_of("box", TRPO, policy_kwargs={"features_extractor_class": Running}, target_kl=1e-4))
+    with th.no_grad():
+        model.policy.action_net.weight.mul_(100.0)  # so that the buffer matters to the actions
+    fill(model)
+    before = state(model)
+    with pytest.warns(RuntimeWarning, match="kl above target_kl"):
+        model.train()
+    assert identical(before, state(model)) and model.n_rollbacks == 1
 
 
 def test_same_seed_same_bits():

@@ -126,14 +126,24 @@ def test_importing_sb3_trust_does_not_import_the_zoo():
 def test_own_settings_are_named_unless_the_user_names_some():
     def conf(*arguments):
         result = with_own_settings(arguments)
-        assert list(arguments) == result[: len(arguments)]
-        return result[len(arguments) :]
+        # the user's arguments come last: what they name counts, however they spell it
+        assert list(arguments) == result[len(result) - len(arguments) :]
+        return result[: len(result) - len(arguments)]
 
-    assert conf("--algo", "trpo") == ["--conf-file", str(hyperparams_file("trpo"))]
-    assert conf("--algo=ppopenalty", "-P") == ["--conf-file", str(hyperparams_file("ppopenalty"))]
-    assert conf("--env", "X") == ["--conf-file", str(hyperparams_file("ppo"))]
-    for named in (["-conf", "a.yml"], ["--conf-file", "a.yml"], ["--conf-file=a.yml"], ["--algo", "a2c"]):
-        assert conf("--algo", "trpo", *named) == []
+    for key, arguments in {
+        "trpo": ["--algo", "trpo", "-conf", "mine.yml"],
+        "ppopenalty": ["--algo=ppopenalty", "-P", "--conf=mine.yml"],
+        "ppo": ["--env", "X"],
+    }.items():
+        assert conf(*arguments) == ["--conf-file", str(hyperparams_file(key))]
+    assert conf("--al", "trpo") == conf("--algo", "trpo")
+    assert conf("--algo", "a2c") == []
+
+
+def test_a_settings_file_of_the_users_own_counts(tmp_path):
+    (tmp_path / "mine.yml").write_text("CartPole-v1: {n_timesteps: 200, policy: MlpPolicy, n_steps: 77}\n")
+    options = ["--algo", "trpo", "--env", "CartPole-v1", "--conf", "mine.yml", "--eval-freq", "-1"]
+    assert "'n_steps', 77" in run([*FRONT_DOORS["module"], "train", *options], tmp_path)
 
 
 def test_registered_in_the_zoos_own_dictionaries():

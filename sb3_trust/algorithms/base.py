@@ -6,6 +6,7 @@ import math
 import time
 import warnings
 from abc import abstractmethod
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 import gymnasium as gym
@@ -26,7 +27,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trust.algorithms.arguments import check_common_arguments, check_spaces
 from sb3_trust.algorithms.critic import fit_critic
-from sb3_trust.algorithms.statistics import NonFiniteUpdate, UpdateStatistics, finite
+from sb3_trust.algorithms.statistics import NonFiniteUpdate, UndoneUpdate, UpdateStatistics, finite
 from sb3_trust.algorithms.update_logging import UpdateLogging
 from sb3_trust.engines.autograd import AutogradEngine
 from sb3_trust.engines.base import PolicyEngine
@@ -44,6 +45,19 @@ TRUST_FORMAT = 1  # of saved models; a model saved by SB3 or sb3-contrib has non
 MARKS = {"PPO": "clip_range", "PPOPenalty": "init_kl_coef", "TRPO": "cg_max_steps"}
 # written by `load`, read by `_setup_model`: which arguments the caller of `load` overrides
 _LOADED_WITH = "_loaded_with"
+
+
+@dataclass(frozen=True)
+class _Rollout:
+    """
+    The distribution parameters that acted in a rollout.
+
+    :param actions: the buffer's array of actions; while it holds this one, it holds this rollout
+    :param old_distribution: [n_steps, n_envs, n_parameters], or flat as the buffer is after an update
+    """
+
+    actions: np.ndarray
+    old_distribution: th.Tensor
 
 
 class TrustRegionAlgorithm(UpdateLogging):
@@ -74,7 +88,7 @@ class TrustRegionAlgorithm(UpdateLogging):
         self.n_rollbacks = 0
         self.last_update: UpdateStatistics | None = None
         self._engine: PolicyEngine | None = None
-        self._rollout: tuple[np.ndarray, th.Tensor] | None = None
+        self._rollout: _Rollout | None = None
 
     # ---- set-up, saving, loading -------------------------------------------------------------------------
 
@@ -129,7 +143,8 @@ class TrustRegionAlgorithm(UpdateLogging):
         """
         # SB3 writes extra keywords to the model before it sets it up: the one moment to convert a foreign
         # model
-        model = super().load(path, *args, **{**kwargs, _LOADED_WITH: frozenset(kwargs)})
+        given = frozenset(kwargs) | frozenset(kwargs.get("custom_objects") or ())
+        model = super().load(path, *args, **{**kwargs, _LOADED_WITH: given})
         if conversion := model.__dict__.pop("_conversion", None):
             warnings.warn(conversion, UserWarning, stacklevel=2)
         return model
@@ -154,7 +169,7 @@ class TrustRegionAlgorithm(UpdateLogging):
         )
         if old_distribution is None:
             return False
-        self._rollout = (rollout_buffer.actions, old_distribution)
+        self._rollout = _Rollout(rollout_buffer.actions, old_distribution)
         self.logger.record("time/collect_seconds", time.perf_counter() - start)
         return True
 
@@ -185,21 +200,22 @@ class TrustRegionAlgorithm(UpdateLogging):
     def _make_batch(self) -> Batch:
         buffer = self.rollout_buffer
         # the kept parameters belong to this buffer's content only if our loop filled it last
-        actions, old_distribution = self._rollout or (None, None)
-        if actions is not buffer.actions:
-            old_distribution = None
-        batch = flat_batch(buffer, self.action_space, old_distribution)
+        rollout = self._rollout
+        if rollout is not None and rollout.actions is not buffer.actions:
+            rollout = None
+        batch = flat_batch(buffer, self.action_space, None if rollout is None else rollout.old_distribution)
         if batch.old_distribution is None:
             self.policy.set_training_mode(False)
-            batch.old_distribution = self._policy_engine().distribution_parameters(batch.observations)
-        self._rollout = None
+            batch.old_distribution = self._policy_engine().distribution_parameters(batch)
+        # a second update from the same rollout starts from the same old policy
+        self._rollout = _Rollout(buffer.actions, batch.old_distribution)
         return batch
 
     def _guarded_update(self, batch: Batch) -> UpdateStatistics:
         """Update, or leave parameters, buffers and optimizer state bit-identical to before."""
         if not all_finite(self.policy):
             raise ValueError(
-                "the policy's parameters, buffers or optimizer state are NaN or infinite already: "
+                "the policy's parameters or optimizer state are NaN or infinite already: "
                 "there is nothing to go back to (load an earlier checkpoint)"
             )
         snapshot, n_updates = Snapshot(self.policy), self._n_updates
@@ -209,13 +225,15 @@ class TrustRegionAlgorithm(UpdateLogging):
                 raise NonFiniteUpdate(reason)
             statistics = self._update(batch)
             self._measure(batch, statistics)
+            if not snapshot.still_finite():
+                raise NonFiniteUpdate("parameters, buffers or optimizer state")
             statistics.target_kl = self._current_target_kl()
             self._after_update(statistics, len(batch))
-        except NonFiniteUpdate as error:
+        except UndoneUpdate as error:
             snapshot.restore()
             self._n_updates = n_updates
             self.n_rollbacks += 1
-            warnings.warn(f"update rolled back: non-finite {error}", RuntimeWarning, stacklevel=3)
+            warnings.warn(f"update rolled back: {error.message}", RuntimeWarning, stacklevel=3)
             statistics = self.statistics_class(
                 rollback_reason=str(error), target_kl=self._current_target_kl()
             )
@@ -247,8 +265,6 @@ class TrustRegionAlgorithm(UpdateLogging):
             statistics.entropy = -(weights * log_prob).mean(dtype=th.float64).item()
         for name in ("kl", "value_loss"):
             finite(name, getattr(statistics, name))
-        if not all_finite(self.policy):
-            raise NonFiniteUpdate("parameters, buffers or optimizer state")
 
     def _current_target_kl(self) -> float:
         """The KL divergence that this update is to keep to or to aim at; ``nan`` where there is none."""

@@ -13,7 +13,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from sb3_trust.algorithms.minibatch import MinibatchAlgorithm, Statistics
 from sb3_trust.algorithms.statistics import MinibatchStatistics, PPOPenaltyStatistics, UpdateStatistics
 from sb3_trust.engines.batch import Batch
-from sb3_trust.errors import check_number, check_optional
+from sb3_trust.errors import check_number, check_optional, reject
 from sb3_trust.numerics.kl_coefficient import next_coefficient, preset
 from sb3_trust.numerics.objectives import PenalizedSurrogateLoss
 from sb3_trust.numerics.schedules import check_target, value_at
@@ -122,10 +122,10 @@ class PPOPenalty(MinibatchAlgorithm):
         check_target("target_kl", self.target_kl)
         check_number("init_kl_coef", self.init_kl_coef)
         check_optional(check_number, "hinge_coef", self.hinge_coef)
-        self._preset = preset(self.kl_rule)
-        if self._preset.rule.min > 0:
-            # a product with zero stays zero: a rule that multiplies needs somewhere to start from
-            check_number("init_kl_coef", self.init_kl_coef, open_minimum=True)
+        rule = preset(self.kl_rule).rule
+        if not rule.min <= self.init_kl_coef <= rule.max:
+            allowed = f"within the bounds of `kl_rule`, [{rule.min:g}, {rule.max:g}]"
+            raise reject("init_kl_coef", self.init_kl_coef, allowed)
 
     def _adopt(self, overridden: frozenset[str]) -> None:
         if "init_kl_coef" in overridden:
@@ -142,9 +142,6 @@ class PPOPenalty(MinibatchAlgorithm):
             )
         super()._adopt(overridden)
 
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_preset"]
-
     def _current_target_kl(self) -> float:
         return value_at("target_kl", self.target_kl, self._current_progress_remaining)
 
@@ -152,7 +149,7 @@ class PPOPenalty(MinibatchAlgorithm):
         return PenalizedSurrogateLoss(
             kl_coef=self.kl_coef,
             target_kl=self._current_target_kl(),
-            hinge_coef=self._preset.hinge_coef if self.hinge_coef is None else self.hinge_coef,
+            hinge_coef=preset(self.kl_rule).hinge_coef if self.hinge_coef is None else self.hinge_coef,
             vf_coef=self.vf_coef,
             ent_coef=self.ent_coef,
         )
@@ -172,7 +169,7 @@ class PPOPenalty(MinibatchAlgorithm):
 
     def _after_update(self, statistics: UpdateStatistics, n_samples: int) -> None:
         if statistics.target_kl > 0:
-            rule = self._preset.rule
+            rule = preset(self.kl_rule).rule
             self.kl_coef = next_coefficient(
                 rule, self.kl_coef, statistics.kl, statistics.target_kl, n_samples
             )

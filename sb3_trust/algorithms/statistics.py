@@ -6,8 +6,21 @@ import math
 from dataclasses import dataclass, fields
 
 
-class NonFiniteUpdate(Exception):
-    """A quantity of an update turned out NaN or infinite: the update is to be rolled back."""
+class UndoneUpdate(Exception):
+    """An update cannot be trusted and is to be rolled back; its argument says why."""
+
+    @property
+    def message(self) -> str:
+        """The reason in words."""
+        return str(self)
+
+
+class NonFiniteUpdate(UndoneUpdate):
+    """A quantity of an update turned out NaN or infinite."""
+
+    @property
+    def message(self) -> str:
+        return f"non-finite {self}"
 
 
 def finite(name: str, value: float) -> float:

@@ -15,14 +15,24 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_trust.algorithms.arguments import check_minibatch
 from sb3_trust.algorithms.base import TrustRegionAlgorithm
-from sb3_trust.algorithms.statistics import NonFiniteUpdate, TRPOStatistics, UpdateStatistics, finite
+from sb3_trust.algorithms.statistics import (
+    NonFiniteUpdate,
+    TRPOStatistics,
+    UndoneUpdate,
+    UpdateStatistics,
+    finite,
+)
 from sb3_trust.engines.batch import Batch
+from sb3_trust.engines.snapshot import Snapshot
 from sb3_trust.engines.vectors import assign, flatten
 from sb3_trust.errors import InvalidArgument, check_integer, check_number, reject
 from sb3_trust.numerics.conjugate_gradient import conjugate_gradient
 from sb3_trust.numerics.line_search import LineSearchResult, Trial, backtracking_line_search
 from sb3_trust.numerics.objectives import SurrogateObjective, normalize_advantages, required
 from sb3_trust.numerics.schedules import check_target, value_at
+
+# the KL divergence of a policy from itself, evaluated in float32 in another batch
+KL_ROUNDING = 1e-9
 
 
 class TRPO(TrustRegionAlgorithm):
@@ -41,41 +51,25 @@ class TRPO(TrustRegionAlgorithm):
     averages the KL divergence over the dimensions of Box and MultiBinary actions: on d of them its
     ``target_kl`` and ``cg_damping`` are d times smaller than here.
 
-    :param policy: "MlpPolicy", "CnnPolicy", "MultiInputPolicy" or a policy class
-    :param env: the environment, a ``VecEnv`` of several or the id of a registered one
     :param learning_rate: of the critic's optimizer; a number or a function of the remaining progress
-    :param n_steps: steps of each environment in a rollout; rollouts of 1000 samples and more are usual
     :param batch_size: samples in a minibatch of the critic
-    :param gamma: discount factor
     :param cg_max_steps: iterations of the conjugate gradient method, usually 10 to 25
     :param cg_damping: multiple of the identity that is added to the Fisher matrix to solve for the step,
         usually 1e-3 to 1
     :param line_search_shrinking_factor: factor between two points of the line search, in (0, 1)
     :param line_search_max_iter: points of the line search
     :param n_critic_updates: passes of the critic over a rollout
-    :param gae_lambda: bias-variance trade-off of the generalized advantage estimator, usually 0.9 to 1
-    :param use_sde: generalized state-dependent exploration, for Box actions
-    :param sde_sample_freq: steps between new noise matrices; -1: one a rollout
-    :param rollout_buffer_class: rollout buffer; ``None``: chosen for the observation space
-    :param rollout_buffer_kwargs: its extra arguments
     :param normalize_advantage: normalise the advantages of the rollout
     :param target_kl: the bound, usually 0.005 to 0.1; a number, a function of the remaining progress, or a
         string such as "lin_0.02". At 0 the policy takes no step
     :param sub_sampling_factor: average the Fisher matrix over one in so many states, drawn at random;
         gradient and line search use all (Schulman 2016, Optimizing Expectations, p. 40)
-    :param stats_window_size: episodes that the logged means cover
-    :param tensorboard_log: directory for TensorBoard
-    :param policy_kwargs: extra arguments of the policy
-    :param verbose: 0: silent, 1: information, 2: debugging
-    :param seed: of all random generators
-    :param device: "auto", "cpu", "cuda", ...
-    :param _init_setup_model: build the networks at once
     :param ent_coef: weight of the entropy bonus in the surrogate; 0 for a squashed policy, whose entropy has
         no closed form
     :param accept_ratio: smallest ratio of the surrogate's improvement to what its linear model promises at
         which the line search accepts; 0: any improvement
     :param cg_tolerance: relative residual at which the conjugate gradient method ends
-    :param engine: "auto" or "autograd"
+    :param engine: "auto" or "autograd"; the others as for :class:`~sb3_trust.PPO`
     :raises InvalidArgument: if an argument cannot work
     """
 
@@ -170,7 +164,7 @@ class TRPO(TrustRegionAlgorithm):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        if self.ent_coef > 0 and self.policy.squash_output:
+        if self.ent_coef > 0 and getattr(self._policy_engine().family, "squashed", False):
             raise InvalidArgument(
                 "`ent_coef` must be 0 for a squashed policy, whose entropy has no closed form, "
                 f"but got {self.ent_coef!r}"
@@ -213,6 +207,8 @@ class TRPO(TrustRegionAlgorithm):
         """The practical algorithm of section 6, with the step and the line search of appendix C."""
         engine = self._policy_engine()
         parameters = engine.partition(batch).policy
+        if not parameters:
+            return  # all frozen
         surrogate = SurrogateObjective(self.ent_coef)
 
         # the gradient g of the surrogate at the old parameters
@@ -227,8 +223,8 @@ class TRPO(TrustRegionAlgorithm):
         cg = conjugate_gradient(
             lambda v: fisher(v) + self.cg_damping * v, gradient, self.cg_max_steps, self.cg_tolerance
         )
-        statistics.cg_iterations, statistics.cg_residual = cg.iterations, cg.relative_residual
-        statistics.fisher_products = cg.iterations
+        statistics.cg_iterations = statistics.fisher_products = cg.iterations
+        statistics.cg_residual = cg.relative_residual
         if cg.stopped_by == "non_finite":
             raise NonFiniteUpdate("Fisher-vector product")
         direction = cg.x
@@ -251,8 +247,7 @@ class TRPO(TrustRegionAlgorithm):
         statistics.step_norm = search.fraction * step.norm().item()
         statistics.expected_improvement = tried * float(gradient @ step)
         statistics.actual_improvement = last.improvement
-        if search.accepted:
-            statistics.policy_objective += last.improvement
+        statistics.policy_objective += last.improvement if search.accepted else 0.0
 
     def _fisher(self, batch: Batch) -> Callable[[th.Tensor], th.Tensor]:
         """The undamped Fisher-vector product, on vectors of float64."""
@@ -275,8 +270,8 @@ class TRPO(TrustRegionAlgorithm):
         Move the policy to the first point that keeps the bound and improves enough, or leave it as it is.
         """
         engine = self._policy_engine()
-        old = [p.detach().clone() for p in parameters]
-        origin = flatten(old).double()
+        before = Snapshot(self.policy)
+        origin = flatten(p.detach() for p in parameters).double()
         needs = surrogate.needs | {"kl"}
         start = surrogate(engine.measure(batch, needs), batch).value
 
@@ -295,5 +290,10 @@ class TRPO(TrustRegionAlgorithm):
             self.line_search_max_iter,
         )
         if not result.accepted:
-            assign(parameters, flatten(old))
+            before.restore()
         return result
+
+    def _after_update(self, statistics: UpdateStatistics, n_samples: int) -> None:
+        # a module that changes its buffers as it is evaluated may move the policy after the line search
+        if statistics.kl > statistics.target_kl + KL_ROUNDING:
+            raise UndoneUpdate("kl above target_kl")

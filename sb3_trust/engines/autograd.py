@@ -18,13 +18,17 @@ from sb3_trust.numerics.objectives import PolicyTerms
 
 # more states than this tell no more about which parameters an output depends on
 PROBE_SIZE = 256
+# states that are evaluated at once where no gradient is asked for: bounds the memory that images take
+CHUNK_SIZE = 1024
 
 
 def _pairs(outputs: PolicyTerms, derivatives: PolicyTerms) -> tuple[list[th.Tensor], list[th.Tensor]]:
-    """The outputs that have a derivative, and these derivatives, in the same order."""
+    """
+    The outputs that have a derivative and depend on anything trainable, and these derivatives, in order.
+    """
     fields = ("log_prob", "entropy", "kl", "values")
     named = [(getattr(outputs, name), getattr(derivatives, name)) for name in fields]
-    chosen = [(output, slope) for output, slope in named if slope is not None]
+    chosen = [(output, slope) for output, slope in named if slope is not None and output.requires_grad]
     return [output for output, _ in chosen], [slope for _, slope in chosen]
 
 
@@ -43,10 +47,13 @@ class AutogradEvaluation(Evaluation):
 
     def backward(self, derivatives: PolicyTerms) -> None:
         outputs, slopes = _pairs(self._outputs, derivatives)
-        th.autograd.backward(outputs, slopes)
+        if outputs:
+            th.autograd.backward(outputs, slopes)
 
     def gradient(self, derivatives: PolicyTerms, parameters: list[th.nn.Parameter]) -> list[th.Tensor]:
         outputs, slopes = _pairs(self._outputs, derivatives)
+        if not outputs:
+            return [th.zeros_like(p) for p in parameters]
         gradients = th.autograd.grad(outputs, parameters, slopes, allow_unused=True)
         return [th.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
 
@@ -79,7 +86,11 @@ class AutogradEngine(PolicyEngine):
 
     def measure(self, batch: Batch, needs: Collection[str]) -> PolicyTerms:
         with th.no_grad():
-            return self._outputs(batch, needs, kl_dtype=th.float64)
+            parts = [self._outputs(chunk, needs, kl_dtype=th.float64) for chunk in batch.chunks(CHUNK_SIZE)]
+        columns = {name: [getattr(part, name) for part in parts] for name in vars(parts[0])}
+        return PolicyTerms(
+            **{name: None if column[0] is None else th.cat(column) for name, column in columns.items()}
+        )
 
     def _outputs(self, batch: Batch, needs: Collection[str], kl_dtype: th.dtype | None = None) -> PolicyTerms:
         terms = PolicyTerms()
@@ -106,9 +117,10 @@ class AutogradEngine(PolicyEngine):
             raise RuntimeError("the batch holds no old distribution to measure a KL divergence from")
         return self.family.kl(batch.old_distribution.to(dtype), self.family.of(distribution).to(dtype))
 
-    def distribution_parameters(self, observations: Observations) -> th.Tensor:
+    def distribution_parameters(self, batch: Batch) -> th.Tensor:
         with th.no_grad():
-            return self.family.of(self.policy.get_distribution(observations))
+            chunks = batch.chunks(CHUNK_SIZE)
+            return th.cat([self.family.of(self.policy.get_distribution(c.observations)) for c in chunks])
 
     def fisher_vector_product(self, batch: Batch) -> Callable[[th.Tensor], th.Tensor]:
         """
@@ -120,7 +132,9 @@ class AutogradEngine(PolicyEngine):
         outputs = self.family.of(self.policy.get_distribution(batch.observations))
         cotangent = th.zeros_like(outputs, requires_grad=True)
         # J^T u for u = 0, as a graph that is linear in u
-        pulled_back = th.autograd.grad(outputs, parameters, cotangent, create_graph=True)
+        pulled_back = th.autograd.grad(
+            outputs, parameters, cotangent, create_graph=True, materialize_grads=True
+        )
         fixed = outputs.detach()
         sizes = [p.numel() for p in parameters]
 
@@ -128,7 +142,10 @@ class AutogradEngine(PolicyEngine):
             pieces = [v.view_as(p) for v, p in zip(vector.split(sizes), parameters, strict=True)]
             (tangent,) = th.autograd.grad(pulled_back, cotangent, pieces, retain_graph=True)
             metric_tangent = self.family.fisher(fixed, tangent) / len(batch)
-            return flatten(th.autograd.grad(outputs, parameters, metric_tangent, retain_graph=True))
+            pulled = th.autograd.grad(
+                outputs, parameters, metric_tangent, retain_graph=True, materialize_grads=True
+            )
+            return flatten(pulled)
 
         return product
 

@@ -92,9 +92,9 @@ class PolicyEngine(ABC):
         """As :meth:`evaluate`, without a way back. The KL divergence comes in float64."""
 
     @abstractmethod
-    def distribution_parameters(self, observations: Observations) -> th.Tensor:
+    def distribution_parameters(self, batch: Batch) -> th.Tensor:
         """
-        Flat parameters of the action distribution at each observation, [n, n_parameters], without gradient.
+        Flat parameters of the action distribution at each state, [n, n_parameters], without gradient.
         """
 
     @abstractmethod

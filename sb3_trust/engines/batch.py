@@ -55,21 +55,29 @@ class Batch:
             None if self.old_distribution is None else self.old_distribution[indices],
         )
 
+    def chunks(self, size: int) -> list[Batch]:
+        """The same samples in order, in batches of at most this size."""
+        return [self[start : start + size] for start in range(0, len(self), size)]
+
     def with_advantages(self, advantages: th.Tensor) -> Batch:
         """The same samples with other advantages, shape [n]."""
         return replace(self, advantages=advantages)
 
     def non_finite(self) -> str | None:
         """The name of the first quantity that holds a NaN or an infinity, if any."""
-        for name in ("advantages", "returns", "old_values", "old_log_prob", "actions", "old_distribution"):
+        for name in ("advantages", "returns", "old_values", "old_log_prob", "actions"):
             tensor = getattr(self, name)
-            if tensor is not None and tensor.is_floating_point() and not bool(th.isfinite(tensor).all()):
+            if tensor.is_floating_point() and not bool(th.isfinite(tensor).all()):
                 return name
+        old = self.old_distribution
+        # a logit of -inf is a forbidden action
+        if old is not None and bool((old.isnan() | (old == th.inf)).any()):
+            return "old_distribution"
         return None
 
 
 def flat_batch(
-    buffer: RolloutBuffer, action_space: spaces.Space, old_distribution: np.ndarray | th.Tensor | None
+    buffer: RolloutBuffer, action_space: spaces.Space, old_distribution: th.Tensor | None
 ) -> Batch:
     """
     The whole content of a full rollout buffer, env-major, as SB3's own minibatches draw from it.
@@ -80,18 +88,26 @@ def flat_batch(
     :param old_distribution: distribution parameters at each step, [n_steps, n_envs, n_parameters]; taken
         over only where the order of the samples is known
     """
-    random_state = np.random.get_state()
-    if type(buffer) in (RolloutBuffer, DictRolloutBuffer):
+    if order_is_known(buffer):
+        random_state = np.random.get_state()
         next(iter(buffer.get(batch_size=1)))
+        np.random.set_state(random_state)
         samples = buffer._get_samples(slice(None))  # type: ignore[arg-type]
     else:
         samples = next(iter(buffer.get(batch_size=None)))
         old_distribution = None
-    np.random.set_state(random_state)
     if old_distribution is not None:
-        flat = th.as_tensor(old_distribution).transpose(0, 1)
-        old_distribution = flat.reshape(-1, flat.shape[-1]).to(buffer.device)
+        if old_distribution.dim() == 3:
+            old_distribution = old_distribution.transpose(0, 1).flatten(0, 1)
+        old_distribution = old_distribution.to(buffer.device)
     return _as_batch(samples, action_space, old_distribution)
+
+
+def order_is_known(buffer: RolloutBuffer) -> bool:
+    """Whether a buffer hands out its samples as SB3's do."""
+    stock = DictRolloutBuffer if isinstance(buffer, DictRolloutBuffer) else RolloutBuffer
+    names = ("get", "_get_samples", "swap_and_flatten")
+    return all(getattr(type(buffer), name) is getattr(stock, name) for name in names)
 
 
 def _as_batch(

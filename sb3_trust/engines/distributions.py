@@ -111,7 +111,9 @@ class CategoricalFamily(DistributionFamily):
         return raw[0] if len(raw) == 1 else th.cat(raw, dim=-1)
 
     def _log_probs(self, parameters: th.Tensor) -> list[th.Tensor]:
-        return [F.log_softmax(logits, -1) for logits in parameters.split(self.sizes, -1)]
+        # a forbidden action (logit -inf) keeps a finite logarithm, so that 0 * log 0 is 0
+        smallest = th.finfo(parameters.dtype).min
+        return [F.log_softmax(part, -1).clamp(min=smallest) for part in parameters.split(self.sizes, -1)]
 
     def kl(self, old: th.Tensor, new: th.Tensor) -> th.Tensor:
         pairs = zip(self._log_probs(old), self._log_probs(new), strict=True)

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
 from typing import Any
 
 import torch as th
 from stable_baselines3.common.policies import BasePolicy
 
 
-def _tensors(policy: BasePolicy) -> Iterator[th.Tensor]:
-    """Parameters, buffers and optimizer state."""
-    yield from policy.parameters()
-    yield from policy.buffers()
-    for state in policy.optimizer.state.values():
-        yield from (value for value in state.values() if isinstance(value, th.Tensor))
+def _copied(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value.detach().clone() if isinstance(value, th.Tensor) else copy.deepcopy(value)
+        for name, value in values.items()
+    }
+
+
+def _put_back(values: dict[str, Any], saved: dict[str, Any]) -> None:
+    """Make a dict what it was, tensors in place."""
+    for name in values.keys() - saved.keys():
+        del values[name]
+    for name, value in _copied(saved).items():
+        current = values.get(name)
+        if isinstance(current, th.Tensor) and isinstance(value, th.Tensor) and current.shape == value.shape:
+            current.copy_(value)
+        else:
+            values[name] = value
+
+
+def _options(group: dict[str, Any]) -> dict[str, Any]:
+    """A parameter group without its parameters."""
+    return {name: value for name, value in group.items() if name != "params"}
 
 
 class Snapshot:
@@ -26,38 +42,49 @@ class Snapshot:
 
     def __init__(self, policy: BasePolicy) -> None:
         self._policy = policy
-        self._module_state = [tensor.detach().clone() for tensor in (*policy.parameters(), *policy.buffers())]
-        self._optimizer_state: dict[Any, dict[str, Any]] = {
-            parameter: {
-                name: value.clone() if isinstance(value, th.Tensor) else value
-                for name, value in state.items()
-            }
-            for parameter, state in policy.optimizer.state.items()
-        }
+        self._parameters = [parameter.detach().clone() for parameter in policy.parameters()]
+        self._buffers = [buffer.clone() for buffer in policy.buffers()]
+        optimizer = policy.optimizer
+        self._state: dict[Any, dict[str, Any]] = {p: _copied(state) for p, state in optimizer.state.items()}
+        self._groups = [_copied(_options(group)) for group in optimizer.param_groups]
 
     @th.no_grad()
     def restore(self) -> None:
-        """Put everything back, bit for bit, in place."""
-        policy = self._policy
-        for tensor, saved in zip((*policy.parameters(), *policy.buffers()), self._module_state, strict=True):
-            tensor.copy_(saved)
-        state = policy.optimizer.state
-        for parameter in [p for p in state if p not in self._optimizer_state]:
-            del state[parameter]
-        for parameter, saved_state in self._optimizer_state.items():
-            for name, saved in saved_state.items():
-                if isinstance(saved, th.Tensor):
-                    state[parameter][name].copy_(saved)
-                else:
-                    state[parameter][name] = saved
-        policy.optimizer.zero_grad()
+        """Put everything back, bit for bit, tensors in place."""
+        for parameter, weights in zip(self._policy.parameters(), self._parameters, strict=True):
+            parameter.copy_(weights)
+        self.restore_buffers()
+        optimizer = self._policy.optimizer
+        for begun in [p for p in optimizer.state if p not in self._state]:
+            del optimizer.state[begun]
+        for owner, state in self._state.items():
+            _put_back(optimizer.state[owner], state)
+        for group, saved_group in zip(optimizer.param_groups, self._groups, strict=True):
+            members = group.pop("params")
+            _put_back(group, saved_group)
+            group["params"] = members
+        optimizer.zero_grad()
+
+    @th.no_grad()
+    def restore_buffers(self) -> None:
+        """Put the buffers alone back."""
+        for buffer, saved in zip(self._policy.buffers(), self._buffers, strict=True):
+            buffer.copy_(saved)
+
+    def still_finite(self) -> bool:
+        """
+        Whether parameters and optimizer state are finite, and the buffers wherever they were: a buffer may
+        hold an infinity on purpose, as an attention mask does.
+        """
+        pairs = zip(self._policy.buffers(), self._buffers, strict=True)
+        return all_finite(self._policy) and all(
+            bool((th.isfinite(now) | ~th.isfinite(before)).all()) for now, before in pairs
+        )
 
 
 def all_finite(policy: BasePolicy) -> bool:
-    """Whether parameters, buffers and optimizer state hold neither NaN nor infinity."""
-    checks = [
-        th.isfinite(tensor).all().to(policy.device)
-        for tensor in _tensors(policy)
-        if tensor.is_floating_point()
-    ]
+    """Whether parameters and optimizer state hold neither NaN nor infinity."""
+    state = [value for values in policy.optimizer.state.values() for value in values.values()]
+    tensors = [*policy.parameters(), *(value for value in state if isinstance(value, th.Tensor))]
+    checks = [th.isfinite(t).all().to(policy.device) for t in tensors if t.is_floating_point()]
     return bool(th.stack(checks).all())

@@ -187,7 +187,7 @@ class ClippedSurrogateLoss:
             PolicyTerms(log_prob=derivative),
             {
                 "clip_fraction": ((ratio - 1).abs() > self.clip_range).float().mean(),
-                "approx_kl": ((ratio - 1) - log_ratio).mean(),
+                "approx_kl": approximate_kl(log_ratio),
             },
         )
         return _actor_critic_loss(

@@ -55,11 +55,10 @@ def _call(script, name: str, arguments: Sequence[str]) -> None:  # type: ignore[
 
 
 def with_own_settings(arguments: Sequence[str]) -> list[str]:
-    """The arguments of ``train``, with our YAML file if none is named and the algorithm is one of ours."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    """The arguments of ``train``, with our YAML file unless they name another or another's algorithm."""
+    parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--algo", default="ppo")
-    parser.add_argument("-conf", "--conf-file")
     known, _ = parser.parse_known_args(arguments)
-    if known.conf_file is None and known.algo in ALGORITHMS:
-        return [*arguments, "--conf-file", str(hyperparams_file(known.algo))]
-    return list(arguments)
+    # first, so that a file that the user names comes later and counts
+    own = ["--conf-file", str(hyperparams_file(known.algo))] if known.algo in ALGORITHMS else []
+    return [*own, *arguments]

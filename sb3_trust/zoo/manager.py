@@ -12,7 +12,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import sync_envs_normalization
 
 from sb3_trust.plots import training_figure
-from sb3_trust.recorder import UpdateRecorder
+from sb3_trust.recorder import UPDATES_FILE, UpdateRecorder
 from sb3_trust.zoo.registration import ALGORITHMS
 
 EVALUATION_EPISODES = 20
@@ -49,7 +49,7 @@ class TrustExperimentManager(ExperimentManager):
             f"Evaluated return: {evaluation['mean']:.2f} +/- {evaluation['std']:.2f} "
             f"({len(returns)} episodes)\n"
             f"Model:   {self.save_path}/{self.env_name}.zip\n"
-            f"Updates: {Path(self.save_path) / 'updates.csv'}\n"
+            f"Updates: {Path(self.save_path) / UPDATES_FILE}\n"
             f"Figure:  {figure}"
         )
 
