@@ -16,9 +16,10 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -52,10 +53,10 @@ class Run:
         return self.algo, self.env, str(self.seed)
 
 
-def grid(path: Path) -> list[Run]:
+def grid(path: Path, seeds: list[int] | None = None) -> list[Run]:
     """The runs of a YAML file, seed by seed, so that a broken-off study has something of everything."""
     spec = yaml.safe_load(path.read_text())
-    return [Run(seed=seed, **entry) for seed in spec["seeds"] for entry in spec["runs"]]
+    return [Run(seed=seed, **entry) for seed in (seeds or spec["seeds"]) for entry in spec["runs"]]
 
 
 def execute(run: Run, folder: Path) -> dict[str, object]:
@@ -115,13 +116,33 @@ def table(rows: list[dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
+def selected(args: argparse.Namespace) -> list[Run]:
+    """The grid's runs that the command line asks for; what is asked for and not in the grid is a run too."""
+    runs = [
+        run
+        for run in grid(args.grid, args.seeds)
+        if (not args.algo or run.algo in args.algo) and (not args.env or run.env in args.env)
+    ]
+    known = {run.key for run in runs}
+    others = [
+        Run(algo, env, seed)
+        for seed in (args.seeds or [0, 1, 2])
+        for env in (args.env or [])
+        for algo in (args.algo or [])
+    ]
+    runs += [run for run in others if run.key not in known]
+    return [replace(run, n_timesteps=args.n_timesteps) for run in runs] if args.n_timesteps else runs
+
+
 def main() -> None:
     """Run what has no row yet."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--grid", type=Path, default=HERE / "learning.yml", help="YAML file with the runs")
-    parser.add_argument("--algo", nargs="+", help="only these algorithms; with --env any environment")
+    parser.add_argument(
+        "--algo", nargs="+", help="only these algorithms; with --env also what is not in the grid"
+    )
     parser.add_argument("--env", nargs="+", help="only these environments")
     parser.add_argument("--seeds", nargs="+", type=int, help="other seeds than the grid's")
     parser.add_argument(
@@ -134,21 +155,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     args = parser.parse_args()
 
-    if args.algo and args.env:
-        runs = [
-            Run(algo, env, seed, args.n_timesteps)
-            for seed in (args.seeds or [0])
-            for env in args.env
-            for algo in args.algo
-        ]
-    else:
-        runs = [
-            run
-            for run in grid(args.grid)
-            if (not args.algo or run.algo in args.algo)
-            and (not args.env or run.env in args.env)
-            and (not args.seeds or run.seed in args.seeds)
-        ]
+    runs = selected(args)
     args.results.parent.mkdir(parents=True, exist_ok=True)
     if not args.results.exists():
         args.results.write_text(",".join(COLUMNS) + "\n")
@@ -157,9 +164,11 @@ def main() -> None:
     pending = [run for run in runs if run.key not in done]
     print(f"{len(pending)} of {len(runs)} runs to do")
 
+    lock = threading.Lock()
+
     def run_and_record(run: Run) -> None:
         row = execute(run, args.folder)
-        with args.results.open("a", newline="") as file:
+        with lock, args.results.open("a", newline="") as file:
             csv.DictWriter(file, COLUMNS).writerow(row)
         print(f"{run.algo:12} {run.env:16} seed {run.seed}: {row['return_mean']} +/- {row['return_std']}"
               f" ({row['seconds']} s)", flush=True)  # fmt: skip

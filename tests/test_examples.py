@@ -41,20 +41,9 @@ def test_speed_benchmark_writes_its_row(tmp_path):
 
 
 def test_learning_benchmark_does_not_repeat_what_it_has(tmp_path):
-    options = [
-        "--algo",
-        "trpo",
-        "--env",
-        "CartPole-v1",
-        "-n",
-        "1024",
-        "--results",
-        "r.csv",
-        "--folder",
-        "runs",
-    ]
+    options = ["--algo", "trpo", "--env", "CartPole-v1", "-n", "1024", "--seeds", "0", "--results", "r.csv"]
     assert "1 of 1 runs to do" in run("benchmarks/learning.py", *options, cwd=tmp_path)
     assert "0 of 1 runs to do" in run("benchmarks/learning.py", *options, cwd=tmp_path)
     with (tmp_path / "r.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [(row["seed"], row["n_timesteps"], row["episodes"]) for row in rows] == [("0", "1024", "100")]
+        (row,) = csv.DictReader(file)
+    assert (row["seed"], row["n_timesteps"], row["goal"], row["episodes"]) == ("0", "1024", "500", "100")
