@@ -15,7 +15,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import obs_as_tensor
 from torch.distributions import kl_divergence
 
-from sb3_trust import TRPO, InvalidArgument
+from sb3_trust import TRPO
 from sb3_trust.engines.vectors import flatten
 from sb3_trust.numerics.conjugate_gradient import conjugate_gradient
 from sb3_trust.numerics.objectives import SurrogateObjective, normalize_advantages
@@ -187,42 +187,6 @@ def test_a_line_search_that_never_succeeds_leaves_the_policy_as_it_was():
     assert model.last_update.is_line_search_success == 1
 
 
-def test_sub_sampling_thins_the_fisher_product_alone(monkeypatch):
-    sizes = []
-    for factor in (1, 4):
-        model = fill(model_of("dict", TRPO, sub_sampling_factor=factor))
-        engine = model._policy_engine()
-        product, evaluate = engine.fisher_vector_product, engine.evaluate
-
-        def spy_product(batch, product=product):
-            sizes.append(("fisher", len(batch)))
-            return product(batch)
-
-        def spy_evaluate(batch, needs, evaluate=evaluate):
-            if "log_prob" in needs:
-                sizes.append(("gradient", len(batch)))
-            return evaluate(batch, needs)
-
-        monkeypatch.setattr(engine, "fisher_vector_product", spy_product)
-        monkeypatch.setattr(engine, "evaluate", spy_evaluate)
-        model.train()
-        assert 0 < model.last_update.kl <= 0.01
-    assert sizes == [("gradient", 128), ("fisher", 128), ("gradient", 128), ("fisher", 32)]
-
-
-def test_entropy_bonus_raises_the_entropy():
-    entropies = {}
-    for ent_coef in (0.0, 0.5):
-        model = model_of("multi_discrete", TRPO, ent_coef=ent_coef, target_kl=0.05).learn(6 * 128)
-        entropies[ent_coef] = model.last_update.entropy
-    assert entropies[0.5] > entropies[0.0] + 0.01
-
-
-def test_entropy_bonus_is_refused_where_there_is_no_entropy():
-    with pytest.raises(InvalidArgument, match="ent_coef"):
-        model_of("gsde_squashed", TRPO, ent_coef=0.01)
-
-
 @pytest.mark.parametrize("target", ["lin_0.02", lambda progress: 0.02 * progress])
 def test_target_follows_its_schedule(target):
     model = model_of("box", Watched, target_kl=target)
@@ -283,39 +247,6 @@ def test_statistics_of_a_step_are_consistent():
     assert last.actual_improvement == pytest.approx(last.expected_improvement, rel=0.5)
     assert last.kl == pytest.approx(last.target_kl * last.step_fraction**2, rel=0.5)
     assert not math.isnan(last.policy_objective)
-
-
-def test_line_search_shrinks_by_its_factor():
-    model = fill(
-        model_of("discrete", TRPO, target_kl=1.0, accept_ratio=0.9, line_search_shrinking_factor=0.5)
-    )
-    model.train()
-    assert model.last_update.line_search_steps > 1
-    assert model.last_update.step_fraction == 0.5 ** (model.last_update.line_search_steps - 1)
-
-
-def test_conjugate_gradient_ends_at_its_tolerance():
-    iterations = {}
-    for tolerance in (0.9, 1e-4):
-        model = fill(model_of("discrete", TRPO, cg_tolerance=tolerance))
-        model.train()
-        assert model.last_update.cg_residual <= tolerance or model.last_update.cg_iterations == 15
-        iterations[tolerance] = model.last_update.cg_iterations
-    assert iterations[0.9] < iterations[1e-4]
-
-
-@pytest.mark.parametrize("normalize", [True, False])
-def test_advantages_are_normalised_only_where_asked(normalize):
-    model = fill(
-        model_of("discrete", TRPO, normalize_advantage=normalize, line_search_max_iter=1, accept_ratio=1.0)
-    )
-    batch = model._make_batch()
-    raw, normalized = batch.advantages, normalize_advantages(batch.advantages)
-    model.train()  # with this accept ratio no step is taken: the surrogate at the old policy is logged
-    expected = (normalized if normalize else raw).mean().item()
-    assert model.last_update.step_norm == 0.0
-    assert model.last_update.policy_objective == pytest.approx(expected, abs=1e-5)
-    assert abs(raw.mean().item()) > 0.01
 
 
 def test_a_module_that_moves_a_buffer_as_it_is_evaluated_cannot_break_the_bound():
