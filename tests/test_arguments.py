@@ -101,7 +101,7 @@ def test_good_values_are_taken(algorithm, engine):
         gae_lambda=0,
         engine=engine,
     )
-    model.learn(64)
+    assert model.learn(64).num_timesteps == 64
 
 
 def test_errors_are_value_errors_and_assertion_errors():

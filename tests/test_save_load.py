@@ -62,8 +62,9 @@ def test_parameters_can_be_taken_and_given(algorithm):
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_another_env_can_be_set(algorithm):
     model = model_of("box", algorithm).learn(128)
-    model.set_env(world(ACTION_SPACES["box"]))
-    model.learn(128)
+    env = world(ACTION_SPACES["box"])
+    model.set_env(env)
+    assert model.learn(128).get_env() is env and model.last_update.kl > 0
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
