@@ -7,17 +7,18 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trust.engines.base import Stepper
+from sb3_trust.engines.base import PolicyEngine, Stepper
+from sb3_trust.finite_guard import FiniteGuard
 
 
 def collect(
     algorithm: OnPolicyAlgorithm,
-    stepper: Stepper,
+    engine: PolicyEngine,
     env: VecEnv,
     callback: BaseCallback,
     rollout_buffer: RolloutBuffer,
@@ -26,7 +27,7 @@ def collect(
     """
     Fill a rollout buffer, with the callbacks, counters and local names of SB3's ``collect_rollouts``.
 
-    :param stepper: acts for all environments at once
+    :param engine: its stepper acts for all environments at once
     :return: the distribution parameters that acted, [n_steps, n_envs, n_parameters];
         ``None`` if a callback ended the rollout
     :raises ValueError: when an observation, or a reward that a normaliser would absorb, is NaN or infinite
@@ -37,123 +38,144 @@ def collect(
         )
     policy = algorithm.policy
     policy.set_training_mode(False)
-    guard = _FiniteGuard(algorithm._vec_normalize_env)
-    n_steps = 0
+    guard = FiniteGuard(algorithm._vec_normalize_env)
     rollout_buffer.reset()
     if algorithm.use_sde:
         policy.reset_noise(env.num_envs)
     callback.on_rollout_start()
 
+    watched = not is_stock(callback)
+    stepper = engine.stepper(rollout_buffer, n_rollout_steps, watched)
+    for_env = ActionTransform(algorithm)
+    is_discrete = isinstance(algorithm.action_space, spaces.Discrete)
+    n_envs = env.num_envs
+    n_steps = 0
+    new_obs: Any = None
+    # callbacks of SB3 and of users look these names up
+    names: dict[str, Any] = {
+        "self": algorithm, "env": env, "callback": callback, "rollout_buffer": rollout_buffer,
+        "n_rollout_steps": n_rollout_steps,
+    }  # fmt: skip
+
     while n_steps < n_rollout_steps:
         if algorithm.use_sde and algorithm.sde_sample_freq > 0 and n_steps % algorithm.sde_sample_freq == 0:
-            policy.reset_noise(env.num_envs)
-        guard.check_observations(algorithm._last_obs)  # type: ignore[arg-type]
-        obs_tensor, action_tensor, values, log_probs = stepper.act(algorithm._last_obs)  # type: ignore[arg-type]
-        actions = action_tensor.cpu().numpy()
-        clipped_actions = actions_for_env(algorithm, actions)
+            policy.reset_noise(n_envs)
+        observations: Any = algorithm._last_obs
+        guard.check_observations(observations)
+        actions = stepper.act(observations)
+        clipped_actions = for_env(actions)
 
         new_obs, rewards, dones, infos = env.step(clipped_actions)
-        algorithm.num_timesteps += env.num_envs
+        algorithm.num_timesteps += n_envs
         guard.check_rewards()
 
-        # callbacks of SB3 and of users look these names up
-        callback.update_locals({**locals(), "self": algorithm})
+        names.update(
+            n_steps=n_steps, actions=actions, clipped_actions=clipped_actions,
+            new_obs=new_obs, rewards=rewards, dones=dones, infos=infos,
+        )  # fmt: skip
+        if watched:
+            names.update(stepper.names())
+        callback.update_locals(names)
         if not callback.on_step():
+            stepper.abandon()
             return None
         algorithm._update_info_buffer(infos, dones)
         n_steps += 1
 
-        if isinstance(algorithm.action_space, spaces.Discrete):
+        if is_discrete:
             actions = actions.reshape(-1, 1)
-        _bootstrap_time_limits(algorithm.gamma, stepper, guard, rewards, dones, infos)
-        rollout_buffer.add(
-            algorithm._last_obs,  # type: ignore[arg-type]
-            actions,
-            rewards,
-            algorithm._last_episode_starts,  # type: ignore[arg-type]
-            values,
-            log_probs,
-        )
-        algorithm._last_obs = new_obs  # type: ignore[assignment]
+        if np.count_nonzero(dones):
+            names.update(_bootstrap_time_limits(algorithm.gamma, stepper, guard, rewards, dones, infos))
+        stepper.add(observations, actions, rewards, algorithm._last_episode_starts)  # type: ignore[arg-type]
+        algorithm._last_obs = new_obs
         algorithm._last_episode_starts = dones
+        if watched:
+            names.update(n_steps=n_steps, actions=actions, idx=n_envs - 1, done=dones[-1])
 
-    guard.check_observations(new_obs)  # type: ignore[arg-type]
-    values = stepper.values(new_obs)  # type: ignore[arg-type]
-    rollout_buffer.compute_returns_and_advantage(last_values=values, dones=dones)
-    callback.update_locals({**locals(), "self": algorithm})
+    guard.check_observations(new_obs)
+    values = stepper.finish(new_obs)
+    compute_returns(rollout_buffer, values, dones)
+    names.update(n_steps=n_steps, actions=actions, values=values)
+    callback.update_locals(names)
     callback.on_rollout_end()
-    return stepper.finish()
+    return stepper.distributions()
 
 
-def actions_for_env(algorithm: OnPolicyAlgorithm, actions: np.ndarray) -> np.ndarray:
+def is_stock(callback: Any) -> bool:
+    """
+    Whether a callback, with all that it calls, is SB3's own: those read nothing of a step but what the
+    environments returned, and change nothing of the policy.
+    """
+    if callback is None:
+        return True
+    if not type(callback).__module__.startswith("stable_baselines3.common.callbacks"):
+        return False
+    nested = [*getattr(callback, "callbacks", ())]
+    nested += [getattr(callback, name, None) for name in ("callback", "callback_after_eval")]
+    return all(map(is_stock, nested))
+
+
+class ActionTransform:
     """What the environment gets: unscaled if the policy squashes, clipped to the bounds otherwise."""
-    space = algorithm.action_space
-    if not isinstance(space, spaces.Box):
-        return actions
-    if algorithm.policy.squash_output:
-        return algorithm.policy.unscale_action(actions)
-    return np.clip(actions, space.low, space.high)
+
+    def __init__(self, algorithm: OnPolicyAlgorithm) -> None:
+        self._policy = algorithm.policy
+        self._space = algorithm.action_space
+
+    def __call__(self, actions: np.ndarray) -> np.ndarray:
+        space = self._space
+        if not isinstance(space, spaces.Box):
+            return actions
+        if self._policy.squash_output:
+            return self._policy.unscale_action(actions)
+        return np.minimum(np.maximum(actions, space.low), space.high)
 
 
 def _bootstrap_time_limits(
     gamma: float,
     stepper: Stepper,
-    guard: _FiniteGuard,
+    guard: FiniteGuard,
     rewards: np.ndarray,
     dones: np.ndarray,
     infos: list[dict[str, Any]],
-) -> None:
+) -> dict[str, Any]:
     """
-    Where a time limit ended an episode, add the discounted value of its last state to the reward, in place.
+    Where a time limit ended an episode, add the discounted value of its last state to the reward.
+
+    :return: SB3's local name for such a state, if there was one
     """
+    names: dict[str, Any] = {}
     for index in np.flatnonzero(dones):
         info = infos[index]
         terminal = info.get("terminal_observation")
         if terminal is not None and info.get("TimeLimit.truncated", False):
             guard.check_terminal_observation(terminal, int(index))
-            rewards[index] += gamma * stepper.terminal_value(terminal)
+            stepper.bootstrap(rewards, int(index), terminal, gamma)
+            names["terminal_obs"] = terminal
+    return names
 
 
-class _FiniteGuard:
+def compute_returns(buffer: RolloutBuffer, last_values: th.Tensor, dones: np.ndarray) -> None:
     """
-    Stops a rollout at the first observation that is NaN or infinite.
+    Generalized advantage estimation (Schulman et al. 2016, https://arxiv.org/abs/1506.02438, equation 16)
+    and the returns, bit for bit as the buffer's own ``compute_returns_and_advantage``, with the
+    recurrence alone left in the loop.
 
-    Nothing can be learned from it, and no later rollout would be better: a running normaliser carries it on
-    for ever. For the same reason rewards are checked here only under a reward normaliser; without one, a bad
-    reward spoils one rollout, and the update guards against that.
+    :param last_values: values of the observations after the last step, [n_envs, 1]
+    :param dones: whether the last step ended an episode, [n_envs]
     """
-
-    def __init__(self, normalizer: VecNormalize | None) -> None:
-        self._normalizer = normalizer
-
-    def check_observations(self, observations: np.ndarray | dict[str, np.ndarray]) -> None:
-        if self._normalizer is not None and self._normalizer.norm_obs:
-            # normalising clips infinities and spreads NaN over all environments: the raw ones tell
-            _check_batch(self._normalizer.old_obs, "observation")
-        _check_batch(observations, "observation")
-
-    def check_terminal_observation(self, observation: np.ndarray | dict[str, np.ndarray], index: int) -> None:
-        parts = observation if isinstance(observation, dict) else {"": observation}
-        for key, part in parts.items():
-            if not np.isfinite(np.asarray(part)).all():
-                raise _not_finite("terminal observation", key, index)
-
-    def check_rewards(self) -> None:
-        if self._normalizer is not None and self._normalizer.norm_reward:
-            _check_batch(self._normalizer.old_reward, "reward under VecNormalize")
-
-
-def _check_batch(values: np.ndarray | dict[str, np.ndarray], quantity: str) -> None:
-    parts = values if isinstance(values, dict) else {"": values}
-    for key, part in parts.items():
-        if part.dtype.kind == "f" and not np.isfinite(part).all():
-            bad = np.flatnonzero(~np.isfinite(part.reshape(len(part), -1)).all(axis=1))
-            raise _not_finite(quantity, key, int(bad[0]))
-
-
-def _not_finite(quantity: str, key: str, index: int) -> ValueError:
-    where = f" (entry {key!r})" if key else ""
-    return ValueError(
-        f"environment {index} returned a NaN or infinite {quantity}{where}; "
-        "training stopped before the policy could be changed by it"
-    )
+    if type(buffer) not in (RolloutBuffer, DictRolloutBuffer):
+        buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
+        return
+    ends = dones.astype(np.float32)[None]
+    alive = 1.0 - np.concatenate([buffer.episode_starts[1:], ends])
+    following = np.concatenate([buffer.values[1:], last_values.cpu().numpy().reshape(1, -1)])
+    deltas = buffer.rewards + buffer.gamma * following * alive - buffer.values
+    decay = (buffer.gamma * buffer.gae_lambda) * alive
+    advantage = np.zeros_like(deltas[0])
+    multiply, add = np.multiply, np.add
+    with np.errstate(invalid="ignore", over="ignore"):  # an infinite reward: the update will be rolled back
+        for delta, factor, target in zip(deltas[::-1], decay[::-1], buffer.advantages[::-1], strict=True):
+            multiply(factor, advantage, target)
+            advantage = add(delta, target, target)
+        buffer.returns = buffer.advantages + buffer.values

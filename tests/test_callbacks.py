@@ -15,7 +15,7 @@ from stable_baselines3.common.callbacks import (
 )
 
 from sb3_trust import PPO, TRPO, PPOPenalty
-from tests.worlds import KINDS, model_of, parameters, world
+from tests.worlds import KINDS, model_of, on_reference, parameters, world
 
 
 def callbacks(folder):
@@ -34,7 +34,7 @@ def test_sb3s_callbacks_see_and_do_what_they_do_there(tmp_path):
     results = []
     for algorithm in (PPO, stable_baselines3.PPO):
         folder = tmp_path / algorithm.__module__.split(".")[0]
-        model = model_of("box", algorithm).learn(5 * 128, callbacks(folder))
+        model = model_of("box", algorithm, **on_reference(algorithm)).learn(5 * 128, callbacks(folder))
         with np.load(folder / "evaluations.npz") as evaluations:
             results.append((model, evaluations["results"], sorted(p.name for p in folder.glob("*.zip"))))
     (ours, our_evaluations, our_files), (theirs, evaluations, files) = results

@@ -162,7 +162,7 @@ def test_shared_parameters_are_the_policys_and_frozen_ones_nobodys():
 
 
 def test_partition_is_probed_again_when_parameters_change():
-    model = fill(model_of("box", TRPO))
+    model = fill(model_of("box", TRPO, engine="autograd"))
     batch, engine = model._make_batch(), model._policy_engine()
     assert engine.partition(batch) is engine.partition(batch)
     model.policy.log_std.requires_grad_(False)

@@ -11,7 +11,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_trust import PPO, TRPO, PPOPenalty
-from sb3_trust.rollout import _check_batch
+from sb3_trust.finite_guard import _check_batch
 from tests.worlds import ACTION_SPACES, DICT, VECTOR, World, identical, state
 
 ALGORITHMS = [PPO, TRPO, PPOPenalty]

@@ -58,13 +58,20 @@ def penalized(t, d, beta=1.3, target=0.01, hinge=1000.0, vf=0.7, ent=0.03):
     return -surrogate + penalty + vf * F.mse_loss(d.returns, t.values) - ent * t.entropy.mean()
 
 
+PENALTY = {"kl_coef": 1.3, "hinge_coef": 1000.0, "vf_coef": 0.7, "ent_coef": 0.03}
 CASES = {
-    "clipped": (ClippedSurrogateLoss(0.2, None, 0.7, 0.03), lambda t, d: clipped(t, d)),
-    "no clip": (ClippedSurrogateLoss(math.inf, None, 0.7, 0.03), lambda t, d: clipped(t, d, math.inf)),
-    "value clip": (ClippedSurrogateLoss(0.2, 0.4, 0.7, 0.03), lambda t, d: clipped(t, d, clip_vf=0.4)),
-    "penalty above the hinge": (PenalizedSurrogateLoss(1.3, 0.01, 1000.0, 0.7, 0.03), penalized),
+    "clipped": (ClippedSurrogateLoss(clip_range=0.2, vf_coef=0.7, ent_coef=0.03), lambda t, d: clipped(t, d)),
+    "no clip": (
+        ClippedSurrogateLoss(clip_range=math.inf, vf_coef=0.7, ent_coef=0.03),
+        lambda t, d: clipped(t, d, math.inf),
+    ),
+    "value clip": (
+        ClippedSurrogateLoss(clip_range=0.2, clip_range_vf=0.4, vf_coef=0.7, ent_coef=0.03),
+        lambda t, d: clipped(t, d, clip_vf=0.4),
+    ),
+    "penalty above the hinge": (PenalizedSurrogateLoss(target_kl=0.01, **PENALTY), penalized),
     "penalty below the hinge": (
-        PenalizedSurrogateLoss(1.3, 0.1, 1000.0, 0.7, 0.03),
+        PenalizedSurrogateLoss(target_kl=0.1, **PENALTY),
         lambda t, d: penalized(t, d, target=0.1),
     ),
     "surrogate": (
@@ -85,10 +92,11 @@ def test_value_and_derivatives_agree_with_autograd(case, data):
     t = terms(data)
     expected = formula(t, data)
     expected.backward()
-    result = objective(PolicyTerms(**{k: v.detach() for k, v in vars(t).items()}), data)
-    assert float(result.value) == pytest.approx(expected.item(), rel=1e-12)
+    detached = PolicyTerms(**{k: v.detach() for k, v in vars(t).items()})
+    derivatives = objective.derivatives(detached, data)
+    assert float(objective(detached, data).value) == pytest.approx(expected.item(), rel=1e-12)
     for name, leaf in vars(t).items():
-        derivative = getattr(result.derivatives, name)
+        derivative = getattr(derivatives, name)
         if leaf.grad is None:
             assert derivative is None or not derivative.any()
         else:
@@ -96,30 +104,31 @@ def test_value_and_derivatives_agree_with_autograd(case, data):
             th.testing.assert_close(derivative, leaf.grad, rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.parametrize(
-    "loss", [ClippedSurrogateLoss(0.2, None, 0.5, 0.1), PenalizedSurrogateLoss(1.0, 0.01, 0.0, 0.5, 0.1)]
-)
+@pytest.mark.parametrize("loss", [ClippedSurrogateLoss(ent_coef=0.1), PenalizedSurrogateLoss(ent_coef=0.1)])
 def test_without_a_closed_form_the_sampled_log_prob_stands_for_the_entropy(loss, data):
     t = terms(data)
     without = PolicyTerms(t.log_prob.detach(), None, t.kl.detach(), t.values.detach())
-    result = loss(without, data)
-    with_zero = loss(PolicyTerms(without.log_prob, th.zeros(N).double(), without.kl, without.values), data)
-    th.testing.assert_close(result.derivatives.log_prob, with_zero.derivatives.log_prob + 0.1 / N)
-    assert float(result.value) == pytest.approx(float(with_zero.value + 0.1 * without.log_prob.mean()))
+    with_zero = PolicyTerms(without.log_prob, th.zeros(N).double(), without.kl, without.values)
+    slopes = [loss.derivatives(terms, data).log_prob for terms in (without, with_zero)]
+    th.testing.assert_close(slopes[0], slopes[1] + 0.1 / N)
+    values = [float(loss(terms, data).value) for terms in (without, with_zero)]
+    assert values[0] == pytest.approx(values[1] + 0.1 * float(without.log_prob.mean()))
 
 
 def test_a_nan_anywhere_reaches_the_derivatives(data):
-    for loss in (ClippedSurrogateLoss(0.2), PenalizedSurrogateLoss(1.0, 0.01)):
+    for loss in (ClippedSurrogateLoss(), PenalizedSurrogateLoss()):
         t = terms(data)
         t.log_prob.data[3] = math.nan
-        result = loss(PolicyTerms(**{k: v.detach() for k, v in vars(t).items()}), data)
-        assert math.isnan(float(result.value))
-        assert math.isnan(float(result.derivatives.log_prob[3]))
+        detached = PolicyTerms(**{k: v.detach() for k, v in vars(t).items()})
+        assert math.isnan(float(loss(detached, data).value))
+        assert math.isnan(float(loss.derivatives(detached, data).log_prob[3]))
 
 
 def test_clip_fraction_and_approximate_kl(data):
     t = terms(data)
-    result = ClippedSurrogateLoss(0.2)(PolicyTerms(**{k: v.detach() for k, v in vars(t).items()}), data)
+    result = ClippedSurrogateLoss(clip_range=0.2)(
+        PolicyTerms(**{k: v.detach() for k, v in vars(t).items()}), data
+    )
     log_ratio = (t.log_prob - data.old_log_prob).detach()
     outside = ((log_ratio.exp() > 1.2) | (log_ratio.exp() < 0.8)).double().mean()
     assert float(result.statistics["clip_fraction"]) == pytest.approx(float(outside))
@@ -133,3 +142,23 @@ def test_normalized_advantages():
     assert float(a.std()) == pytest.approx(1, rel=1e-6)
     one = th.tensor([4.0])
     assert normalize_advantages(one) is one
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_several_batches_at_once_are_each_of_them_alone(case, data):
+    objective, _ = CASES[case]
+    t = PolicyTerms(**{k: v.detach() for k, v in vars(terms(data)).items()})
+
+    def batches(source, rows):
+        return type(source)(**{k: v.view(4, -1)[rows] for k, v in vars(source).items()})
+
+    together = objective(batches(t, slice(None)), batches(data, slice(None)))
+    slopes = objective.derivatives(batches(t, slice(None)), batches(data, slice(None)))
+    for row in range(4):
+        alone = objective(batches(t, row), batches(data, row))
+        th.testing.assert_close(together.value[row], alone.value)
+        for name, value in alone.statistics.items():
+            th.testing.assert_close(together.statistics[name][row], value)
+        for name, slope in vars(objective.derivatives(batches(t, row), batches(data, row))).items():
+            if slope is not None:
+                th.testing.assert_close(getattr(slopes, name)[row], slope)

@@ -9,7 +9,18 @@ import stable_baselines3
 import torch as th
 
 from sb3_trust import PPO
-from tests.worlds import ACTION_SPACES, KINDS, fill, model_of, parameters, state, world
+from tests.worlds import (
+    ACTION_SPACES,
+    CLOSED_FORM_KINDS,
+    KINDS,
+    fill,
+    hand_over,
+    model_of,
+    on_reference,
+    parameters,
+    state,
+    world,
+)
 
 # the bound on the difference, relative to the distance that the update moved
 TOLERANCE = {"cnn": 1e-4}
@@ -26,12 +37,21 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_update_is_that_of_sb3(variant):
+PERCEPTRONS = [variant for variant, (kind, _) in VARIANTS.items() if kind in CLOSED_FORM_KINDS]
+
+
+@pytest.mark.parametrize(
+    ("variant", "engine"),
+    [*((variant, "autograd") for variant in VARIANTS), *((v, "closed_form") for v in PERCEPTRONS)],
+)
+def test_update_is_that_of_sb3(variant, engine):
     kind, kwargs = VARIANTS[variant]
+    kwargs = {"batch_size": 32, **kwargs}
+    theirs = fill(model_of(kind, stable_baselines3.PPO, **kwargs))
+    ours = model_of(kind, PPO, engine=engine, **kwargs)
+    hand_over(theirs, ours)
     results = []
-    for algorithm in (PPO, stable_baselines3.PPO):
-        model = fill(model_of(kind, algorithm, batch_size=kwargs.get("batch_size", 32), **_less(kwargs)))
+    for model in (ours, theirs):
         before = parameters(model)
         np.random.seed(7)
         model.train()
@@ -49,10 +69,6 @@ def test_update_is_that_of_sb3(variant):
     np.testing.assert_array_equal(ours.rollout_buffer.actions, theirs.rollout_buffer.actions)
 
 
-def _less(kwargs):
-    return {name: value for name, value in kwargs.items() if name != "batch_size"}
-
-
 def test_early_stop_does_stop():
     kind, kwargs = VARIANTS["early_stop"]
     model = fill(model_of(kind, PPO, batch_size=32, **kwargs))
@@ -62,7 +78,8 @@ def test_early_stop_does_stop():
 
 def test_several_rollouts_stay_with_sb3():
     ours, theirs = (
-        model_of("box", algorithm, batch_size=32).learn(640) for algorithm in (PPO, stable_baselines3.PPO)
+        model_of("box", algorithm, batch_size=32, **on_reference(algorithm)).learn(640)
+        for algorithm in (PPO, stable_baselines3.PPO)
     )
     difference = float((parameters(ours) - parameters(theirs)).norm())
     assert difference < 1e-4 * float(parameters(theirs).norm())

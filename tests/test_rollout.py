@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch.distributions import kl_divergence
 
 from sb3_trust import PPO
-from tests.worlds import ACTION_SPACES, KINDS, VECTOR, fill, model_of, parameters, world
+from tests.worlds import ACTION_SPACES, KINDS, VECTOR, fill, model_of, on_reference, parameters, world
 
 ARRAYS = ("actions", "rewards", "returns", "episode_starts", "values", "log_probs", "advantages")
 
@@ -30,7 +30,7 @@ def assert_same_buffers(a: RolloutBuffer, b: RolloutBuffer) -> None:
 def test_same_seed_same_buffer_bit_for_bit(kind, n_envs):
     models, random_states = [], []
     for algorithm in (PPO, SB3PPO):
-        models.append(fill(model_of(kind, algorithm, n_envs)))
+        models.append(fill(model_of(kind, algorithm, n_envs, **on_reference(algorithm))))
         random_states.append(th.get_rng_state())
     ours, theirs = models
     assert_same_buffers(ours.rollout_buffer, theirs.rollout_buffer)
@@ -111,7 +111,7 @@ def test_callbacks_find_what_they_find_in_sb3():
     found = []
     for algorithm in (PPO, SB3PPO):
         callback = Names()
-        model_of("box", algorithm).learn(64, callback)
+        model_of("box", algorithm, **on_reference(algorithm)).learn(64, callback)
         found.append(callback)
     ours, theirs = found
     assert theirs.names[0] <= ours.names[0]
@@ -136,7 +136,7 @@ def test_an_overridden_collect_rollouts_is_still_served():
         def collect_rollouts(self, *args, **kwargs):
             return OnPolicyAlgorithm.collect_rollouts(self, *args, **kwargs)
 
-    own, ours = model_of("box", Own).learn(256), model_of("box", PPO).learn(256)
+    own, ours = (model_of("box", kind, engine="autograd").learn(256) for kind in (Own, PPO))
     for p, q in zip(own.policy.parameters(), ours.policy.parameters(), strict=True):
         assert th.equal(p, q)
     assert own.last_update.kl == pytest.approx(ours.last_update.kl, rel=1e-4)
@@ -163,7 +163,9 @@ def test_a_buffer_class_that_keeps_sb3s_order_is_sb3s():
             super().compute_returns_and_advantage(last_values, dones)
             self.advantages *= 2
 
-    ours, theirs = (model_of("box", a, rollout_buffer_class=Named).learn(256) for a in (PPO, SB3PPO))
+    ours, theirs = (
+        model_of("box", a, rollout_buffer_class=Named, **on_reference(a)).learn(256) for a in (PPO, SB3PPO)
+    )
     assert th.equal(parameters(ours), parameters(theirs))
 
 

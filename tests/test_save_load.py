@@ -11,7 +11,7 @@ import stable_baselines3
 import torch as th
 
 from sb3_trust import PPO, TRPO, InvalidArgument, PPOPenalty
-from tests.worlds import ACTION_SPACES, KINDS, identical, model_of, parameters, state, world
+from tests.worlds import ACTION_SPACES, KINDS, identical, model_of, on_reference, parameters, state, world
 
 ALGORITHMS = [PPO, TRPO, PPOPenalty]
 
@@ -82,7 +82,9 @@ def test_sb3_ppo_loads_into_ours_and_goes_on_as_there(kind, tmp_path):
     theirs.save(tmp_path / "model")
     continued = []
     for algorithm in (PPO, stable_baselines3.PPO):
-        model = algorithm.load(tmp_path / "model", env=world(*KINDS[kind][:2]), device="cpu")
+        model = algorithm.load(
+            tmp_path / "model", env=world(*KINDS[kind][:2]), device="cpu", **on_reference(algorithm)
+        )
         assert identical(state(theirs), state(model))
         model.set_random_seed(11)
         continued.append(model.learn(128, reset_num_timesteps=False))

@@ -101,7 +101,7 @@ def our_direction(model, batch):
     surrogate = SurrogateObjective()
     batch = batch.with_advantages(normalize_advantages(batch.advantages))
     evaluation = engine.evaluate(batch, surrogate.needs)
-    slopes = surrogate(evaluation.terms, batch).derivatives
+    slopes = surrogate.derivatives(evaluation.terms, batch)
     gradient = flatten(evaluation.gradient(slopes, engine.partition(batch).policy)).double()
     fisher = model._fisher(batch)
     damping = model.cg_damping

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import gymnasium as gym
@@ -12,6 +13,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_trust.algorithms.base import TrustRegionAlgorithm
 
 ACTION_SPACES: dict[str, spaces.Space] = {
     "discrete": spaces.Discrete(3),
@@ -40,6 +43,9 @@ KINDS: dict[str, tuple[spaces.Space, spaces.Space, str, dict[str, Any], bool]] =
     ),
     "dict": (ACTION_SPACES["box"], DICT, "MultiInputPolicy", {}, False),
 }
+
+# those that the closed-form engine serves
+CLOSED_FORM_KINDS = [*ACTION_SPACES, "discrete_observation", "float64_observation"]
 
 
 class World(gym.Env):
@@ -123,6 +129,18 @@ def fill(model: OnPolicyAlgorithm) -> OnPolicyAlgorithm:
     assert model.env is not None
     model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
     return model
+
+
+def on_reference(algorithm: type[OnPolicyAlgorithm]) -> dict[str, Any]:
+    """Arguments that put our algorithms on the reference engine, which draws random numbers as SB3 does."""
+    return {"engine": "autograd"} if issubclass(algorithm, TrustRegionAlgorithm) else {}
+
+
+def hand_over(source: OnPolicyAlgorithm, target: OnPolicyAlgorithm) -> None:
+    """Give the target model a copy of the rollout that the source model collected."""
+    names = ("observations", "actions", "rewards", "episode_starts", "values", "log_probs", "advantages")
+    for name in (*names, "returns", "pos", "full", "generator_ready"):
+        setattr(target.rollout_buffer, name, copy.deepcopy(getattr(source.rollout_buffer, name)))
 
 
 def parameters(model: OnPolicyAlgorithm) -> th.Tensor:

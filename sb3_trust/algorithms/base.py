@@ -29,9 +29,9 @@ from sb3_trust.algorithms.arguments import check_common_arguments, check_spaces
 from sb3_trust.algorithms.critic import fit_critic
 from sb3_trust.algorithms.statistics import NonFiniteUpdate, UndoneUpdate, UpdateStatistics, finite
 from sb3_trust.algorithms.update_logging import UpdateLogging
-from sb3_trust.engines.autograd import AutogradEngine
 from sb3_trust.engines.base import PolicyEngine
 from sb3_trust.engines.batch import Batch, flat_batch
+from sb3_trust.engines.choice import choose_engine
 from sb3_trust.engines.distributions import distribution_validation_off
 from sb3_trust.engines.snapshot import Snapshot, all_finite
 from sb3_trust.errors import InvalidArgument
@@ -67,8 +67,9 @@ class TrustRegionAlgorithm(UpdateLogging):
 
     A subclass says in :meth:`_update` how the policy changes.
 
-    :param engine: "autograd": evaluate and differentiate the policy's own modules; "auto": the fastest engine
-        that is exactly right for the policy
+    :param engine: "autograd": evaluate and differentiate the policy's own modules; "closed_form": two
+        multilayer perceptrons on the CPU, without autograd; "auto": the fastest that is exactly right for
+        the policy, looked at anew before each rollout and each update
     :param kwargs: as for SB3's ``OnPolicyAlgorithm``
     """
 
@@ -152,9 +153,14 @@ class TrustRegionAlgorithm(UpdateLogging):
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_engine", "_rollout", "last_update"]
 
-    def _policy_engine(self) -> PolicyEngine:
-        if self._engine is None or self._engine.policy is not self.policy:
-            self._engine = AutogradEngine(self.policy)
+    def _policy_engine(self, choose: bool = False) -> PolicyEngine:
+        """
+        The engine for the policy.
+
+        :param choose: look at the policy anew, as it may have been changed since
+        """
+        if choose or self._engine is None or self._engine.policy is not self.policy:
+            self._engine = choose_engine(self.policy, self.engine, self._engine)
         return self._engine
 
     # ---- collecting --------------------------------------------------------------------------------------
@@ -164,9 +170,8 @@ class TrustRegionAlgorithm(UpdateLogging):
     ) -> bool:
         """As in SB3; keeps the distribution parameters that acted, for the exact KL divergence."""
         start = time.perf_counter()
-        old_distribution = collect(
-            self, self._policy_engine().stepper(), env, callback, rollout_buffer, n_rollout_steps
-        )
+        engine = self._policy_engine(choose=True)
+        old_distribution = collect(self, engine, env, callback, rollout_buffer, n_rollout_steps)
         if old_distribution is None:
             return False
         self._rollout = _Rollout(rollout_buffer.actions, old_distribution)
@@ -192,6 +197,7 @@ class TrustRegionAlgorithm(UpdateLogging):
         """Update policy and value function from the rollout buffer."""
         start = time.perf_counter()
         self._update_learning_rate(self.policy.optimizer)
+        self._policy_engine(choose=True)
         with distribution_validation_off():
             batch = self._make_batch()
             self.last_update = self._guarded_update(batch)
@@ -275,4 +281,4 @@ class TrustRegionAlgorithm(UpdateLogging):
 
     def _fit_critic(self, batch: Batch, n_epochs: int, batch_size: int) -> float:
         """Regress the value function on the returns, the policy left alone; the mean value loss."""
-        return fit_critic(self._policy_engine(), self.policy.optimizer, batch, n_epochs, batch_size)
+        return fit_critic(self._policy_engine(), batch, n_epochs, batch_size)

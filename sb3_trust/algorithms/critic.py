@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import torch as th
 
+from sb3_trust.algorithms.epochs import run_epoch
 from sb3_trust.engines.base import PolicyEngine
-from sb3_trust.engines.batch import Batch, minibatches
+from sb3_trust.engines.batch import Batch
 from sb3_trust.numerics.objectives import ValueLoss
 
 
-def fit_critic(
-    engine: PolicyEngine, optimizer: th.optim.Optimizer, batch: Batch, n_epochs: int, batch_size: int
-) -> float:
+def fit_critic(engine: PolicyEngine, batch: Batch, n_epochs: int, batch_size: int) -> float:
     """
     Regress the value function on the returns by minibatches. Only what the policy does not depend on moves.
 
@@ -19,17 +18,8 @@ def fit_critic(
     """
     loss = ValueLoss()
     parameters = engine.partition(batch).critic_only
-    losses: list[th.Tensor] = []
-    for _ in range(n_epochs if parameters else 0):
-        for indices in minibatches(batch, batch_size):
-            minibatch = batch[indices]
-            evaluation = engine.evaluate(minibatch, loss.needs)
-            result = loss(evaluation.terms, minibatch)
-            # no gradient at all for the others: to an optimizer with momentum a zero gradient is a step
-            optimizer.zero_grad(set_to_none=True)
-            gradients = evaluation.gradient(result.derivatives, parameters)
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
-            optimizer.step()
-            losses.append(result.value)
-    return th.stack(losses).mean(dtype=th.float64).item() if losses else 0.0
+    if not parameters or not n_epochs:
+        return 0.0
+    with engine.descent(parameters) as descent:
+        epochs = [run_epoch(descent, loss, batch, batch_size) for _ in range(n_epochs)]
+    return th.cat([piece for epoch in epochs for piece in epoch.values]).mean(dtype=th.float64).item()

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from typing import ClassVar
 
-import numpy as np
 import torch as th
 
 from sb3_trust.algorithms.arguments import check_minibatch
 from sb3_trust.algorithms.base import TrustRegionAlgorithm
+from sb3_trust.algorithms.epochs import Epoch, Refusal, run_epoch
 from sb3_trust.algorithms.statistics import MinibatchStatistics
-from sb3_trust.engines.batch import Batch, minibatches
+from sb3_trust.engines.batch import Batch
 from sb3_trust.errors import check_integer, check_number
-from sb3_trust.numerics.objectives import Objective, normalize_advantages
-
-Statistics = dict[str, th.Tensor]
+from sb3_trust.numerics.objectives import Objective
 
 
 class MinibatchAlgorithm(TrustRegionAlgorithm):
@@ -41,57 +40,39 @@ class MinibatchAlgorithm(TrustRegionAlgorithm):
     def _objective(self) -> Objective:
         """The loss of this rollout's minibatches."""
 
-    def _stops(self, statistics: Statistics, epoch: int) -> bool:
-        """Whether to end the update before the step of a minibatch with these statistics."""
-        return False
+    def _refusal(self, epoch: int) -> Refusal | None:
+        """What may end the update before a minibatch's step in this epoch."""
+        return None
 
     def _update(self, batch: Batch) -> MinibatchStatistics:
         objective = self._objective()
         self.policy.set_training_mode(True)
-        history: list[Statistics] = []
-        last_epoch = 0
-        stopped = False
-        for epoch in range(self.n_epochs):
-            last_epoch = len(history)
-            for indices in minibatches(batch, self.batch_size):
-                statistics, stopped = self._minibatch_step(objective, batch[indices], epoch)
-                history.append(statistics)
-                if stopped:
+        epochs: list[Epoch] = []
+        with self._policy_engine().descent(max_grad_norm=self.max_grad_norm) as descent:
+            for number in range(self.n_epochs):
+                refusal = self._refusal(number)
+                epoch = run_epoch(
+                    descent, objective, batch, self.batch_size, self.normalize_advantage, refusal
+                )
+                epochs.append(epoch)
+                self._n_updates += 1
+                if epoch.stopped:
                     break
-            self._n_updates += 1
-            if stopped:
-                break
-        return self._summarize(history, last_epoch)
+        return self._summarize(epochs)
 
-    def _minibatch_step(self, objective: Objective, minibatch: Batch, epoch: int) -> tuple[Statistics, bool]:
-        """One optimizer step, and whether it was refused."""
-        if self.normalize_advantage:
-            minibatch = minibatch.with_advantages(normalize_advantages(minibatch.advantages))
-        evaluation = self._policy_engine().evaluate(minibatch, objective.needs)
-        result = objective(evaluation.terms, minibatch)
-        statistics = result.statistics
-        if self._stops(statistics, epoch):
-            return statistics, True
-        optimizer = self.policy.optimizer
-        optimizer.zero_grad()
-        evaluation.backward(result.derivatives)
-        statistics["gradient_norm"] = th.nn.utils.clip_grad_norm_(
-            self.policy.parameters(), self.max_grad_norm
-        )
-        optimizer.step()
-        return statistics, False
-
-    def _summarize(self, history: list[Statistics], last_epoch: int) -> MinibatchStatistics:
-        """Means over minibatches, read from the device once. The loss is the last one's, as SB3 logs it."""
-        names = list(history[0])
-        rows = th.stack(
-            [th.stack([row.get(name, _NAN).to(self.device) for name in names]) for row in history]
-        )
-        table = dict(zip(names, rows.double().cpu().numpy().T, strict=True))
-        means = {name: float(np.nanmean(column)) for name, column in table.items()}
-        means["approx_kl"] = float(np.mean(table["approx_kl"][last_epoch:]))
-        means["loss"] = float(table["loss"][-1])
-        return self.statistics_class(**means)  # type: ignore[arg-type]
-
-
-_NAN = th.tensor(float("nan"))
+    def _summarize(self, epochs: list[Epoch]) -> MinibatchStatistics:
+        """
+        Means over minibatches, read from the device once. The approximate KL divergence is the last epoch's
+        and the loss the last minibatch's, as SB3 logs them.
+        """
+        table = {}
+        for name in epochs[0].statistics[0]:
+            pieces = [[piece[name] for piece in epoch.statistics] for epoch in epochs]
+            if name == "approx_kl":
+                pieces = pieces[-1:]
+            column = th.cat([piece for epoch in pieces for piece in epoch])
+            table[name] = column[-1].double() if name == "loss" else column.mean(dtype=th.float64)
+        norms = [th.as_tensor(norm, device=self.device) for epoch in epochs for norm in epoch.gradient_norms]
+        table["gradient_norm"] = th.stack(norms).mean(dtype=th.float64) if norms else th.tensor(math.nan)
+        values = th.stack([value.to(self.device) for value in table.values()]).cpu().tolist()
+        return self.statistics_class(**dict(zip(table, values, strict=True)))

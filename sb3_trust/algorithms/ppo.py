@@ -11,10 +11,17 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import FloatSchedule
 
-from sb3_trust.algorithms.minibatch import MinibatchAlgorithm, Statistics
+from sb3_trust.algorithms.epochs import Epoch, Refusal
+from sb3_trust.algorithms.minibatch import MinibatchAlgorithm
 from sb3_trust.algorithms.statistics import MinibatchStatistics, PPOStatistics
 from sb3_trust.errors import check_number, check_number_or_schedule, check_optional
-from sb3_trust.numerics.objectives import ClippedSurrogateLoss
+from sb3_trust.numerics.objectives import (
+    ClippedSurrogateLoss,
+    PolicyTerms,
+    RolloutTerms,
+    approximate_kl,
+    required,
+)
 
 
 class PPO(MinibatchAlgorithm):
@@ -151,17 +158,22 @@ class PPO(MinibatchAlgorithm):
             ent_coef=self.ent_coef,
         )
 
-    def _stops(self, statistics: Statistics, epoch: int) -> bool:
-        if self.target_kl is None:
-            return False
-        approx_kl = statistics["approx_kl"].item()
-        stops = approx_kl > 1.5 * self.target_kl
-        if stops and self.verbose >= 1:
-            print(f"Early stopping at step {epoch} due to reaching max kl: {approx_kl:.2f}")
-        return stops
+    def _refusal(self, epoch: int) -> Refusal | None:
+        target_kl = self.target_kl
+        if target_kl is None:
+            return None
 
-    def _summarize(self, history: list[Statistics], last_epoch: int) -> MinibatchStatistics:
-        statistics = super()._summarize(history, last_epoch)
+        def refuse(terms: PolicyTerms, minibatch: RolloutTerms) -> bool:
+            approx_kl = approximate_kl(required(terms.log_prob) - minibatch.old_log_prob).item()
+            stops = approx_kl > 1.5 * target_kl
+            if stops and self.verbose >= 1:
+                print(f"Early stopping at step {epoch} due to reaching max kl: {approx_kl:.2f}")
+            return stops
+
+        return refuse
+
+    def _summarize(self, epochs: list[Epoch]) -> MinibatchStatistics:
+        statistics = super()._summarize(epochs)
         if isinstance(statistics, PPOStatistics):
             statistics.clip_range = self._current(self.clip_range) or 0.0
             if self.clip_range_vf is not None:

@@ -10,7 +10,8 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_trust.algorithms.minibatch import MinibatchAlgorithm, Statistics
+from sb3_trust.algorithms.epochs import Epoch
+from sb3_trust.algorithms.minibatch import MinibatchAlgorithm
 from sb3_trust.algorithms.statistics import MinibatchStatistics, PPOPenaltyStatistics, UpdateStatistics
 from sb3_trust.engines.batch import Batch
 from sb3_trust.errors import check_number, check_optional, reject
@@ -161,8 +162,8 @@ class PPOPenalty(MinibatchAlgorithm):
         self._n_updates += self.n_epochs
         return PPOPenaltyStatistics(value_loss=value_loss, kl_coef=self.kl_coef)
 
-    def _summarize(self, history: list[Statistics], last_epoch: int) -> MinibatchStatistics:
-        statistics = super()._summarize(history, last_epoch)
+    def _summarize(self, epochs: list[Epoch]) -> MinibatchStatistics:
+        statistics = super()._summarize(epochs)
         if isinstance(statistics, PPOPenaltyStatistics):
             statistics.kl_coef = self.kl_coef
         return statistics

@@ -213,9 +213,9 @@ class TRPO(TrustRegionAlgorithm):
 
         # the gradient g of the surrogate at the old parameters
         evaluation = engine.evaluate(batch, surrogate.needs)
-        start = surrogate(evaluation.terms, batch)
-        statistics.policy_objective = start.value.item()
-        gradient = flatten(evaluation.gradient(start.derivatives, parameters)).double()
+        statistics.policy_objective = surrogate(evaluation.terms, batch).value.item()
+        slopes = surrogate.derivatives(evaluation.terms, batch)
+        gradient = flatten(evaluation.gradient(slopes, parameters)).double()
         statistics.gradient_norm = finite("policy gradient", gradient.norm().item())
 
         # x = (F + damping I)^-1 g

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
-from typing import Any
 
-import numpy as np
 import torch as th
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.utils import obs_as_tensor
 
-from sb3_trust.engines.base import Evaluation, Partition, PolicyEngine, Stepper
-from sb3_trust.engines.batch import Batch, Observations
+from sb3_trust.engines.base import Descent, Evaluation, Partition, PolicyEngine
+from sb3_trust.engines.batch import Batch
+from sb3_trust.engines.torch_stepper import TorchStepper
 from sb3_trust.engines.vectors import flatten
-from sb3_trust.numerics.objectives import PolicyTerms
+from sb3_trust.numerics.objectives import PolicyTerms, RolloutTerms
 
 # more states than this tell no more about which parameters an output depends on
 PROBE_SIZE = 256
@@ -46,6 +46,7 @@ class AutogradEvaluation(Evaluation):
         self.terms = _detached(outputs)
 
     def backward(self, derivatives: PolicyTerms) -> None:
+        """Add the gradient of what ``derivatives`` belongs to to each parameter's ``.grad``."""
         outputs, slopes = _pairs(self._outputs, derivatives)
         if outputs:
             th.autograd.backward(outputs, slopes)
@@ -78,8 +79,13 @@ class AutogradEngine(PolicyEngine):
             for name in names
         )
 
-    def stepper(self) -> TorchStepper:
-        return TorchStepper(self)
+    def stepper(self, buffer: RolloutBuffer, n_steps: int, watched: bool) -> TorchStepper:
+        return TorchStepper(self, buffer)
+
+    def descent(
+        self, parameters: list[th.nn.Parameter] | None = None, max_grad_norm: float = math.inf
+    ) -> AutogradDescent:
+        return AutogradDescent(self, parameters, max_grad_norm)
 
     def evaluate(self, batch: Batch, needs: Collection[str]) -> AutogradEvaluation:
         return AutogradEvaluation(self._outputs(batch, needs))
@@ -178,39 +184,44 @@ def _influences(output: th.Tensor, parameters: list[th.nn.Parameter]) -> list[bo
     return [g is not None for g in th.autograd.grad(output.sum(), parameters, allow_unused=True)]
 
 
-class TorchStepper(Stepper):
-    """
-    Steps any policy by calling it, exactly as SB3's own loop does, and keeps the distributions it acted by.
-    """
+class AutogradDescent(Descent):
+    """Steps by ``policy.optimizer`` itself."""
 
-    def __init__(self, engine: AutogradEngine) -> None:
+    def __init__(
+        self, engine: AutogradEngine, parameters: list[th.nn.Parameter] | None, max_grad_norm: float
+    ) -> None:
         self._engine = engine
-        self._policy = engine.policy
-        self._call_leaves_distribution = engine.holds_its_distribution("forward")
-        self._raw: list[tuple[th.Tensor, ...]] = []
+        self._chosen = parameters
+        self._max_grad_norm = max_grad_norm
+        self._needs: Collection[str] = ()
 
-    def act(
-        self, observations: np.ndarray | dict[str, np.ndarray]
-    ) -> tuple[Observations, th.Tensor, th.Tensor, th.Tensor]:
-        with th.no_grad():
-            tensors: Any = obs_as_tensor(observations, self._policy.device)
-            actions, values, log_probs = self._policy(tensors)
-            if self._call_leaves_distribution:
-                distribution = self._policy.action_dist
-            else:
-                distribution = self._policy.get_distribution(tensors)
-            self._raw.append(self._engine.family.raw(distribution.distribution))
-        return tensors, actions, values, log_probs
+    def minibatches(self, batch: Batch, size: int, needs: Collection[str]) -> list[Batch]:
+        self._needs = needs
+        return batch.chunks(size)
 
-    def values(self, observations: np.ndarray | dict[str, np.ndarray]) -> th.Tensor:
-        with th.no_grad():
-            tensors: Any = obs_as_tensor(observations, self._policy.device)
-            return self._policy.predict_values(tensors)
+    def evaluate(self, minibatch: RolloutTerms) -> PolicyTerms:
+        assert isinstance(minibatch, Batch)
+        self._last = self._engine.evaluate(minibatch, self._needs)
+        return self._last.terms
 
-    def terminal_value(self, observation: np.ndarray | dict[str, np.ndarray]) -> th.Tensor:
-        with th.no_grad():
-            return self._policy.predict_values(self._policy.obs_to_tensor(observation)[0])[0]
+    def step(self, derivatives: PolicyTerms) -> th.Tensor:
+        optimizer = self._engine.policy.optimizer
+        if self._chosen is None:
+            optimizer.zero_grad()
+            self._last.backward(derivatives)
+            parameters = list(self._engine.policy.parameters())
+        else:
+            # no gradient at all for the others: to an optimizer with momentum a zero gradient is a step
+            optimizer.zero_grad(set_to_none=True)
+            parameters = self._chosen
+            gradients = self._last.gradient(derivatives, parameters)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+        norm = _NO_NORM
+        if self._chosen is None or self._max_grad_norm < math.inf:
+            norm = th.nn.utils.clip_grad_norm_(parameters, self._max_grad_norm)
+        optimizer.step()
+        return norm
 
-    def finish(self) -> th.Tensor:
-        stacked = [th.stack(parts) for parts in zip(*self._raw, strict=True)]
-        return self._engine.family.parameters(*stacked)
+
+_NO_NORM = th.tensor(math.nan)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch as th
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_trust.engines.batch import Batch, Observations
+from sb3_trust.engines.batch import Batch
 from sb3_trust.engines.distributions import DistributionFamily, family_of
-from sb3_trust.numerics.objectives import PolicyTerms
+from sb3_trust.numerics.objectives import PolicyTerms, RolloutTerms
 
-ENGINES = ("auto", "autograd")
+ENGINES = ("auto", "autograd", "closed_form")
 
 
 @dataclass(frozen=True)
@@ -36,40 +39,97 @@ class Evaluation(ABC):
     terms: PolicyTerms
 
     @abstractmethod
-    def backward(self, derivatives: PolicyTerms) -> None:
-        """Add the gradient of what ``derivatives`` belongs to to each parameter's ``.grad``."""
-
-    @abstractmethod
     def gradient(self, derivatives: PolicyTerms, parameters: list[th.nn.Parameter]) -> list[th.Tensor]:
         """The gradient with respect to ``parameters``, one tensor of its shape each."""
 
 
+class Descent(ABC):
+    """
+    Steps of the policy's optimizer along gradients of minibatches.
+
+    A context: what the steps make of the parameters and of the optimizer's state is in the policy when the
+    context is left in good order, and may be there or not before.
+    """
+
+    def __enter__(self) -> Descent:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        return None
+
+    @abstractmethod
+    def minibatches(self, batch: Batch, size: int, needs: Collection[str]) -> Iterable[RolloutTerms]:
+        """A batch in pieces of a size, in order, the last one perhaps smaller."""
+
+    @abstractmethod
+    def evaluate(self, minibatch: RolloutTerms) -> PolicyTerms:
+        """What the policy says about one of these pieces: the terms that they were asked for."""
+
+    @abstractmethod
+    def step(self, derivatives: PolicyTerms) -> th.Tensor | float:
+        """
+        A step of the optimizer, given the derivatives of what is to be minimised with respect to the terms
+        evaluated last.
+
+        :return: the gradient's norm before it was clipped
+        """
+
+
 class Stepper(ABC):
-    """Acts in the rollout loop."""
+    """
+    Acts in one rollout, and writes to the rollout buffer what the policy has to say about it.
+
+    :param policy: acts
+    :param buffer: the rollout buffer
+    """
+
+    def __init__(self, policy: ActorCriticPolicy, buffer: RolloutBuffer) -> None:
+        self.policy = policy
+        self.buffer = buffer
 
     @abstractmethod
-    def act(
-        self, observations: np.ndarray | dict[str, np.ndarray]
-    ) -> tuple[Observations, th.Tensor, th.Tensor, th.Tensor]:
-        """
-        One step of all environments.
+    def act(self, observations: np.ndarray | dict[str, np.ndarray]) -> np.ndarray:
+        """One step of all environments: actions as the policy returns them."""
 
-        :return: observations as tensors, actions, values, log-probabilities
+    @abstractmethod
+    def names(self) -> dict[str, Any]:
+        """SB3's names for what the last step computed: ``obs_tensor``, ``values``, ``log_probs``."""
+
+    @abstractmethod
+    def bootstrap(
+        self, rewards: np.ndarray, index: int, observation: np.ndarray | dict[str, np.ndarray], gamma: float
+    ) -> None:
+        """
+        Add the discounted value of an environment's terminal observation to its reward, now or by the time
+        that the rollout ends.
         """
 
     @abstractmethod
-    def values(self, observations: np.ndarray | dict[str, np.ndarray]) -> th.Tensor:
-        """Values of a batch of observations, [n, 1]."""
+    def add(
+        self,
+        observations: np.ndarray | dict[str, np.ndarray],
+        actions: np.ndarray,
+        rewards: np.ndarray,
+        episode_starts: np.ndarray,
+    ) -> None:
+        """Write a step to the buffer."""
 
     @abstractmethod
-    def terminal_value(self, observation: np.ndarray | dict[str, np.ndarray]) -> th.Tensor:
-        """Value of one environment's terminal observation, [1]."""
+    def finish(self, observations: np.ndarray | dict[str, np.ndarray]) -> th.Tensor:
+        """
+        Complete the buffer, but for advantages and returns.
+
+        :param observations: those after the last step
+        :return: their values, [n_envs, 1]
+        """
+
+    def abandon(self) -> None:
+        """Complete what the buffer holds of a rollout that was ended early."""
+        return None
 
     @abstractmethod
-    def finish(self) -> th.Tensor:
-        """
-        Distribution parameters of all steps since the stepper was made, [n_steps, n_envs, n_parameters].
-        """
+    def distributions(self) -> th.Tensor:
+        """The distribution parameters of all steps, [n_steps, n_envs, n_parameters]."""
 
 
 class PolicyEngine(ABC):
@@ -80,8 +140,24 @@ class PolicyEngine(ABC):
         self.family: DistributionFamily = family_of(policy.action_dist)
 
     @abstractmethod
-    def stepper(self) -> Stepper:
-        """A stepper for one rollout."""
+    def stepper(self, buffer: RolloutBuffer, n_steps: int, watched: bool) -> Stepper:
+        """
+        A stepper for one rollout.
+
+        :param n_steps: how many steps it will have at most
+        :param watched: whether somebody may look at each step, or change the policy between two
+        """
+
+    @abstractmethod
+    def descent(
+        self, parameters: list[th.nn.Parameter] | None = None, max_grad_norm: float = math.inf
+    ) -> Descent:
+        """
+        Steps of the policy's optimizer.
+
+        :param parameters: those that move: all, or the critic's alone (``partition(batch).critic_only``)
+        :param max_grad_norm: a gradient with a larger global norm is scaled down to it
+        """
 
     @abstractmethod
     def evaluate(self, batch: Batch, needs: Collection[str]) -> Evaluation:

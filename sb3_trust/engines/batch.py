@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -127,7 +126,7 @@ def _as_batch(
     )
 
 
-def minibatches(batch: Batch, batch_size: int) -> Iterator[th.Tensor]:
-    """One epoch of shuffled indices on the batch's device, by one permutation of NumPy's as SB3 draws it."""
+def shuffled(batch: Batch) -> Batch:
+    """The samples in the order of one permutation of NumPy's, as SB3 draws it once an epoch."""
     permutation = th.from_numpy(np.random.permutation(len(batch)))
-    return iter(permutation.to(batch.advantages.device).split(batch_size))
+    return batch[permutation.to(batch.advantages.device)]

@@ -2,14 +2,18 @@
 Objectives as values and partial derivatives.
 
 An objective is a function of what the policy says about a batch (:class:`PolicyTerms`) and of what the
-rollout says about it (:class:`RolloutTerms`). It returns its value and its derivative with respect to each
-entry of each term, so that an engine only has to pull these derivatives back to the parameters. All arrays
-have shape [n].
+rollout says about it (:class:`RolloutTerms`): its value, and its derivative with respect to each entry of
+each term, so that an engine only has to pull these derivatives back to the parameters. The two are asked for
+apart, because a gradient step needs the derivatives alone; the values of many minibatches are then taken at
+once.
+
+All arrays have shape [..., n]: n samples, and any number of batches.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Protocol
 
 import torch as th
@@ -34,7 +38,7 @@ class PolicyTerms:
 
 
 class RolloutTerms(Protocol):
-    """Per-sample quantities that the rollout recorded; shape [n] each."""
+    """Per-sample quantities that the rollout recorded; shape [..., n] each."""
 
     advantages: th.Tensor
     returns: th.Tensor
@@ -45,13 +49,11 @@ class RolloutTerms(Protocol):
 @dataclass
 class ObjectiveValue:
     """
-    :param value: the objective, a scalar
-    :param derivatives: its partial derivatives with respect to each sample's terms
-    :param statistics: scalars worth logging, by name
+    :param value: the objective of each batch, shape [...]
+    :param statistics: what else is worth logging of each batch, by name; shape [...]
     """
 
     value: th.Tensor
-    derivatives: PolicyTerms
     statistics: dict[str, th.Tensor] = field(default_factory=dict)
 
 
@@ -60,7 +62,11 @@ class Objective(Protocol):
 
     needs: frozenset[str]
 
-    def __call__(self, terms: PolicyTerms, data: RolloutTerms) -> ObjectiveValue: ...
+    def __call__(self, terms: PolicyTerms, data: RolloutTerms) -> ObjectiveValue:
+        """Its value."""
+
+    def derivatives(self, terms: PolicyTerms, data: RolloutTerms) -> PolicyTerms:
+        """The partial derivatives of its value with respect to each sample's terms."""
 
 
 def required(term: th.Tensor | None) -> th.Tensor:
@@ -71,15 +77,22 @@ def required(term: th.Tensor | None) -> th.Tensor:
 
 
 def normalize_advantages(advantages: th.Tensor) -> th.Tensor:
-    """Zero mean and unit standard deviation; a single sample has none and stays as it is. Shape [n]."""
-    if len(advantages) < 2:
+    """
+    Zero mean and unit standard deviation within each batch; a single sample has none and stays as it is.
+    Shape [..., n].
+    """
+    if advantages.shape[-1] < 2:
         return advantages
-    return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    deviation = advantages - advantages.mean(-1, keepdim=True)
+    return deviation / (advantages.std(-1, keepdim=True) + 1e-8)
 
 
 def approximate_kl(log_ratio: th.Tensor) -> th.Tensor:
-    """The estimator ``mean(r - 1 - log r)`` of KL(old || new) from samples of old (Schulman 2020, "k3")."""
-    return ((log_ratio.exp() - 1) - log_ratio).mean()
+    """
+    The estimator ``mean(r - 1 - log r)`` of KL(old || new) from samples of old (Schulman 2020, "k3"). Shape
+    [..., n] to [...].
+    """
+    return ((log_ratio.exp() - 1) - log_ratio).mean(-1)
 
 
 @dataclass(frozen=True)
@@ -89,21 +102,29 @@ class ValueLoss:
 
     :param clip_range: bound on how far a value may move from the rollout's before it counts as moved no
         further
+    :param weight: factor of the whole
     """
 
     clip_range: float | None = None
+    weight: float = 1.0
     needs = frozenset({"values"})
 
+    def _error(self, terms: PolicyTerms, data: RolloutTerms) -> th.Tensor:
+        values = required(terms.values)
+        if self.clip_range is not None:
+            values = data.old_values + (values - data.old_values).clamp(-self.clip_range, self.clip_range)
+        return values - data.returns
+
     def __call__(self, terms: PolicyTerms, data: RolloutTerms) -> ObjectiveValue:
-        values = predicted = required(terms.values)
+        return ObjectiveValue(self.weight * (self._error(terms, data) ** 2).mean(-1))
+
+    def derivatives(self, terms: PolicyTerms, data: RolloutTerms) -> PolicyTerms:
+        error = self._error(terms, data)
+        slope = error.mul_(2.0 * self.weight / error.shape[-1])
         if self.clip_range is not None:
-            change = values - data.old_values
-            predicted = data.old_values + change.clamp(-self.clip_range, self.clip_range)
-        error = predicted - data.returns
-        derivative = error * (2.0 / len(error))
-        if self.clip_range is not None:
-            derivative = derivative.masked_fill(change.abs() > self.clip_range, 0.0)
-        return ObjectiveValue((error * error).mean(), PolicyTerms(values=derivative))
+            moved = (required(terms.values) - data.old_values).abs()
+            slope.masked_fill_(moved > self.clip_range, 0.0)
+        return PolicyTerms(values=slope)
 
 
 @dataclass(frozen=True)
@@ -122,105 +143,137 @@ class SurrogateObjective:
 
     def __call__(self, terms: PolicyTerms, data: RolloutTerms) -> ObjectiveValue:
         weighted = data.advantages * (required(terms.log_prob) - data.old_log_prob).exp()
-        value = weighted.mean(dtype=th.float64)
-        derivatives = PolicyTerms(log_prob=weighted / len(weighted))
+        value = weighted.mean(-1, dtype=th.float64)
         if self.ent_coef:
-            entropy = required(terms.entropy)
-            value = value + self.ent_coef * entropy.mean(dtype=th.float64)
-            derivatives.entropy = th.full_like(entropy, self.ent_coef / len(entropy))
-        return ObjectiveValue(value, derivatives)
+            value = value + self.ent_coef * required(terms.entropy).mean(-1, dtype=th.float64)
+        return ObjectiveValue(value)
+
+    def derivatives(self, terms: PolicyTerms, data: RolloutTerms) -> PolicyTerms:
+        weighted = data.advantages * (required(terms.log_prob) - data.old_log_prob).exp()
+        n = weighted.shape[-1]
+        derivatives = PolicyTerms(log_prob=weighted / n)
+        if self.ent_coef:
+            derivatives.entropy = th.full_like(required(terms.entropy), self.ent_coef / n)
+        return derivatives
 
 
-def _actor_critic_loss(
-    terms: PolicyTerms,
-    data: RolloutTerms,
-    policy: ObjectiveValue,
-    value_loss: ValueLoss,
-    vf_coef: float,
-    ent_coef: float,
-) -> ObjectiveValue:
-    """Add value loss and entropy bonus to a policy loss. Takes over the policy loss's derivatives."""
-    log_prob = required(terms.log_prob)
-    critic = value_loss(terms, data)
-    derivatives = policy.derivatives
-    derivatives.values = vf_coef * required(critic.derivatives.values)
-    if terms.entropy is None:
+@dataclass(frozen=True, kw_only=True)
+class _ActorCriticLoss:
+    """A policy loss with value loss and entropy bonus; a subclass has the policy's part."""
+
+    vf_coef: float = 0.5
+    ent_coef: float = 0.0
+
+    @cached_property
+    def _value_loss(self) -> ValueLoss:
+        return ValueLoss(weight=self.vf_coef)
+
+    def _policy_loss(self, log_ratio: th.Tensor, terms: PolicyTerms, data: RolloutTerms) -> ObjectiveValue:
+        raise NotImplementedError
+
+    def _policy_derivatives(
+        self, log_ratio: th.Tensor, terms: PolicyTerms, data: RolloutTerms
+    ) -> PolicyTerms:
+        raise NotImplementedError
+
+    def __call__(self, terms: PolicyTerms, data: RolloutTerms) -> ObjectiveValue:
+        log_prob = required(terms.log_prob)
+        log_ratio = log_prob - data.old_log_prob
+        policy = self._policy_loss(log_ratio, terms, data)
+        value_loss = replace(self._value_loss, weight=1.0)(terms, data).value
         # no closed form (squashed Gaussian): the sample's -log_prob stands for it
-        entropy_loss = log_prob.mean()
-        if ent_coef:
-            derivatives.log_prob = required(derivatives.log_prob) + ent_coef / len(log_prob)
-    else:
-        entropy_loss = -terms.entropy.mean()
-        if ent_coef:
-            derivatives.entropy = th.full_like(terms.entropy, -ent_coef / len(terms.entropy))
-    statistics = {"policy_loss": policy.value, "value_loss": critic.value, "entropy_loss": entropy_loss}
-    loss = policy.value + ent_coef * entropy_loss + vf_coef * critic.value
-    return ObjectiveValue(loss, derivatives, {**statistics, **policy.statistics, "loss": loss})
+        entropy = -log_prob if terms.entropy is None else terms.entropy
+        entropy_loss = -entropy.mean(-1)
+        loss = policy.value + self.ent_coef * entropy_loss + self.vf_coef * value_loss
+        statistics = {
+            "policy_loss": policy.value,
+            "value_loss": value_loss,
+            "entropy_loss": entropy_loss,
+            "approx_kl": approximate_kl(log_ratio),
+            **policy.statistics,
+            "loss": loss,
+        }
+        return ObjectiveValue(loss, statistics)
+
+    def derivatives(self, terms: PolicyTerms, data: RolloutTerms) -> PolicyTerms:
+        log_ratio = required(terms.log_prob) - data.old_log_prob
+        derivatives = self._policy_derivatives(log_ratio, terms, data)
+        derivatives.values = self._value_loss.derivatives(terms, data).values
+        if self.ent_coef:
+            per_sample = self.ent_coef / log_ratio.shape[-1]
+            if terms.entropy is None:
+                derivatives.log_prob = required(derivatives.log_prob) + per_sample
+            else:
+                derivatives.entropy = th.full_like(terms.entropy, -per_sample)
+        return derivatives
 
 
-@dataclass(frozen=True)
-class ClippedSurrogateLoss:
+@dataclass(frozen=True, kw_only=True)
+class ClippedSurrogateLoss(_ActorCriticLoss):
     """
     PPO's clipped surrogate with value loss and entropy bonus, to be minimised (Schulman et al. 2017,
     equations 7 and 9).
 
     :param clip_range: bound on ``|ratio - 1|`` beyond which a sample no longer pushes; ``inf``: no clip
-    :param clip_range_vf: as :class:`ValueLoss`
+    :param clip_range_vf: as ``clip_range`` of :class:`ValueLoss`
     """
 
-    clip_range: float
+    clip_range: float = 0.2
     clip_range_vf: float | None = None
-    vf_coef: float = 0.5
-    ent_coef: float = 0.0
     needs = frozenset({"log_prob", "entropy", "values"})
 
-    def __call__(self, terms: PolicyTerms, data: RolloutTerms) -> ObjectiveValue:
-        log_ratio = required(terms.log_prob) - data.old_log_prob
+    @cached_property
+    def _value_loss(self) -> ValueLoss:
+        return ValueLoss(self.clip_range_vf, self.vf_coef)
+
+    def _terms(self, ratio: th.Tensor, advantages: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        return advantages * ratio, advantages * ratio.clamp(1 - self.clip_range, 1 + self.clip_range)
+
+    def _policy_loss(self, log_ratio: th.Tensor, terms: PolicyTerms, data: RolloutTerms) -> ObjectiveValue:
         ratio = log_ratio.exp()
-        unclipped = data.advantages * ratio
-        clipped = data.advantages * ratio.clamp(1 - self.clip_range, 1 + self.clip_range)
+        clip_fraction = ((ratio - 1).abs() > self.clip_range).float().mean(-1)
+        loss = -th.min(*self._terms(ratio, data.advantages)).mean(-1)
+        return ObjectiveValue(loss, {"clip_fraction": clip_fraction})
+
+    def _policy_derivatives(
+        self, log_ratio: th.Tensor, terms: PolicyTerms, data: RolloutTerms
+    ) -> PolicyTerms:
+        unclipped, clipped = self._terms(log_ratio.exp_(), data.advantages)
         # where the clipped term is the strictly smaller one the derivative is zero; NaN compares false and
         # stays NaN
-        derivative = (unclipped / -len(ratio)).masked_fill(clipped < unclipped, 0.0)
-        policy = ObjectiveValue(
-            -th.min(unclipped, clipped).mean(),
-            PolicyTerms(log_prob=derivative),
-            {
-                "clip_fraction": ((ratio - 1).abs() > self.clip_range).float().mean(),
-                "approx_kl": approximate_kl(log_ratio),
-            },
-        )
-        return _actor_critic_loss(
-            terms, data, policy, ValueLoss(self.clip_range_vf), self.vf_coef, self.ent_coef
-        )
+        flat = clipped < unclipped
+        return PolicyTerms(log_prob=unclipped.mul_(-1.0 / log_ratio.shape[-1]).masked_fill_(flat, 0.0))
 
 
-@dataclass(frozen=True)
-class PenalizedSurrogateLoss:
+@dataclass(frozen=True, kw_only=True)
+class PenalizedSurrogateLoss(_ActorCriticLoss):
     """
     The surrogate less ``kl_coef * KL(old || new)``, with value loss and entropy bonus, to be minimised
     (Schulman et al. 2017, equation 8), plus ``hinge_coef * max(0, mean KL - 2 target_kl)^2`` (modular_rl).
     """
 
-    kl_coef: float
-    target_kl: float
+    kl_coef: float = 1.0
+    target_kl: float = 0.01
     hinge_coef: float = 0.0
-    vf_coef: float = 0.5
-    ent_coef: float = 0.0
     needs = frozenset({"log_prob", "entropy", "kl", "values"})
 
-    def __call__(self, terms: PolicyTerms, data: RolloutTerms) -> ObjectiveValue:
-        log_ratio = required(terms.log_prob) - data.old_log_prob
-        weighted = data.advantages * log_ratio.exp()
-        kl = required(terms.kl)
-        mean_kl = kl.mean()
+    def _policy_loss(self, log_ratio: th.Tensor, terms: PolicyTerms, data: RolloutTerms) -> ObjectiveValue:
+        mean_kl = required(terms.kl).mean(-1)
         excess = (mean_kl - 2.0 * self.target_kl).clamp(min=0.0)
         penalty = self.kl_coef * mean_kl + self.hinge_coef * excess**2
-        slope = self.kl_coef + 2.0 * self.hinge_coef * excess
-        surrogate_loss = -weighted.mean()
-        policy = ObjectiveValue(
-            surrogate_loss + penalty,
-            PolicyTerms(log_prob=weighted / -len(weighted), kl=(slope / len(kl)).expand_as(kl)),
-            {"surrogate_loss": surrogate_loss, "penalty": penalty, "approx_kl": approximate_kl(log_ratio)},
+        surrogate_loss = -(data.advantages * log_ratio.exp()).mean(-1)
+        return ObjectiveValue(
+            surrogate_loss + penalty, {"surrogate_loss": surrogate_loss, "penalty": penalty}
         )
-        return _actor_critic_loss(terms, data, policy, ValueLoss(), self.vf_coef, self.ent_coef)
+
+    def _policy_derivatives(
+        self, log_ratio: th.Tensor, terms: PolicyTerms, data: RolloutTerms
+    ) -> PolicyTerms:
+        kl = required(terms.kl)
+        n = kl.shape[-1]
+        if self.hinge_coef:
+            excess = (kl.mean(-1, keepdim=True) - 2.0 * self.target_kl).clamp(min=0.0)
+            slope = ((self.kl_coef + 2.0 * self.hinge_coef * excess) / n).expand_as(kl)
+        else:
+            slope = th.full_like(kl, self.kl_coef / n)
+        return PolicyTerms(log_prob=log_ratio.exp_().mul_(data.advantages).mul_(-1.0 / n), kl=slope)

@@ -1,0 +1,107 @@
+"""An epoch of minibatch steps, and what it amounted to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch as th
+
+from sb3_trust.engines.base import Descent
+from sb3_trust.engines.batch import Batch, shuffled
+from sb3_trust.numerics.objectives import (
+    Objective,
+    ObjectiveValue,
+    PolicyTerms,
+    RolloutTerms,
+    normalize_advantages,
+)
+
+# refuses the step of a minibatch: ends the epoch before it
+Refusal = Callable[[PolicyTerms, RolloutTerms], bool]
+
+
+@dataclass
+class _Rows:
+    """Per-sample quantities of several minibatches, [n_minibatches, size]."""
+
+    advantages: th.Tensor
+    returns: th.Tensor
+    old_values: th.Tensor
+    old_log_prob: th.Tensor
+
+
+@dataclass
+class Epoch:
+    """
+    :param values: the objective at each minibatch before its step, pieces of shape [...]
+    :param statistics: its statistics at each minibatch, pieces of shape [...]
+    :param gradient_norms: of each step
+    :param stopped: whether a step was refused
+    """
+
+    values: list[th.Tensor] = field(default_factory=list)
+    statistics: list[dict[str, th.Tensor]] = field(default_factory=list)
+    gradient_norms: list[th.Tensor | float] = field(default_factory=list)
+    stopped: bool = False
+
+
+def run_epoch(
+    descent: Descent,
+    objective: Objective,
+    batch: Batch,
+    size: int,
+    normalize_advantage: bool = False,
+    refuse: Refusal | None = None,
+) -> Epoch:
+    """
+    Take a step on each minibatch of a shuffled batch.
+
+    The objective's value and statistics are taken afterwards, for all minibatches at once.
+
+    :param size: samples in a minibatch
+    :param normalize_advantage: normalise the advantages of each minibatch
+    """
+    batch = shuffled(batch)
+    if normalize_advantage:
+        batch = batch.with_advantages(_normalized(batch.advantages, size))
+    epoch = Epoch()
+    seen: list[PolicyTerms] = []
+    for minibatch in descent.minibatches(batch, size, objective.needs):
+        terms = descent.evaluate(minibatch)
+        seen.append(terms)
+        if refuse is not None and refuse(terms, minibatch):
+            epoch.stopped = True
+            break
+        epoch.gradient_norms.append(descent.step(objective.derivatives(terms, minibatch)))
+    full = min(len(seen), len(batch) // size)
+    for start, stop in ((0, full), (full, len(seen))):
+        if stop > start:
+            result = _evaluated(objective, batch, size, seen, start, stop)
+            epoch.values.append(result.value)
+            epoch.statistics.append(result.statistics)
+    return epoch
+
+
+def _normalized(advantages: th.Tensor, size: int) -> th.Tensor:
+    whole = len(advantages) // size * size
+    if not whole:
+        return normalize_advantages(advantages)
+    full = normalize_advantages(advantages[:whole].view(-1, size)).flatten()
+    return th.cat([full, normalize_advantages(advantages[whole:])])
+
+
+def _evaluated(
+    objective: Objective, batch: Batch, size: int, seen: list[PolicyTerms], start: int, stop: int
+) -> ObjectiveValue:
+    """The objective at minibatches ``start`` to ``stop``, which are of the same size."""
+    rows = slice(start * size, min(stop * size, len(batch)))
+    data = _Rows(
+        *(
+            getattr(batch, name)[rows].view(stop - start, -1)
+            for name in ("advantages", "returns", "old_values", "old_log_prob")
+        )
+    )
+    columns = {name: [getattr(terms, name) for terms in seen[start:stop]] for name in vars(seen[start])}
+    stacked = {name: None if column[0] is None else th.stack(column) for name, column in columns.items()}
+    return objective(PolicyTerms(**stacked), data)

@@ -1,0 +1,162 @@
+"""Which policies the closed-form engine serves exactly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch as th
+from stable_baselines3.common.distributions import (
+    BernoulliDistribution,
+    CategoricalDistribution,
+    DiagGaussianDistribution,
+    MultiCategoricalDistribution,
+)
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
+from torch import nn
+
+from sb3_trust.engines.activations import Activation
+from sb3_trust.engines.inputs import InputEncoder
+
+# what a policy computes is what these compute
+_POLICY_METHODS = (
+    "forward", "evaluate_actions", "get_distribution", "predict_values", "extract_features",
+    "_get_action_dist_from_latent", "__call__",
+)  # fmt: skip
+_DISTRIBUTIONS = (
+    DiagGaussianDistribution, CategoricalDistribution, MultiCategoricalDistribution, BernoulliDistribution,
+)  # fmt: skip
+_MODULE_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+_OPTIMIZER_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+
+
+class Unserved(Exception):
+    """The closed-form engine cannot serve a policy exactly; its argument says why."""
+
+
+@dataclass(frozen=True)
+class Perceptrons:
+    """
+    A policy that is two multilayer perceptrons.
+
+    :param actor: linear layers of the actor, output layer included
+    :param critic: linear layers of the critic, output layer included
+    :param log_std: of a Gaussian, [action_dim]
+    :param activation: of all hidden layers
+    :param encoder: of observations
+    """
+
+    actor: tuple[nn.Linear, ...]
+    critic: tuple[nn.Linear, ...]
+    log_std: nn.Parameter | None
+    activation: Activation
+    encoder: InputEncoder
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for descriptions of the same parameters in the same roles."""
+        layers = tuple(id(p) for layer in (*self.actor, *self.critic) for p in layer.parameters())
+        return layers, len(self.actor), id(self.log_std), self.activation.key
+
+
+def recognize(policy: ActorCriticPolicy) -> Perceptrons:
+    """
+    A policy as two perceptrons. What is asked of modules is their exact type, so that nothing that a
+    subclass, a hook or a parametrisation does is left out.
+
+    :raises Unserved: for any other policy, and for one that is not trained by plain Adam on the CPU
+    """
+    _check_policy(policy)
+    actor, actor_activations = _layers(policy.mlp_extractor.policy_net, policy.action_net)
+    critic, critic_activations = _layers(policy.mlp_extractor.value_net, policy.value_net)
+    log_std = policy.log_std if isinstance(policy.action_dist, DiagGaussianDistribution) else None
+    of_actor = [p for layer in actor for p in layer.parameters()] + ([] if log_std is None else [log_std])
+    of_critic = [p for layer in critic for p in layer.parameters()]
+    _check_parameters(policy, of_actor + of_critic)
+    _check_optimizer(policy.optimizer, of_actor + of_critic)
+    _check_steps(policy.optimizer, of_actor)
+    _check_steps(policy.optimizer, of_critic)
+    try:
+        activations = [Activation(module) for module in actor_activations + critic_activations]
+        encoder = InputEncoder(policy.observation_space, policy.normalize_images)
+    except KeyError as error:
+        raise Unserved(f"its activation function is {error.args[0].__name__}") from None
+    except NotImplementedError as error:
+        raise Unserved(f"its {error}") from None
+    if len({activation.key for activation in activations}) > 1:
+        raise Unserved("its activation functions differ")
+    activation = activations[0] if activations else Activation(nn.Identity())
+    return Perceptrons(tuple(actor), tuple(critic), log_std, activation, encoder)
+
+
+def _check_policy(policy: ActorCriticPolicy) -> None:
+    kind = type(policy)
+    for name in _POLICY_METHODS:
+        if getattr(kind, name) is not getattr(ActorCriticPolicy, name) or name in vars(policy):
+            raise Unserved(f"it has its own `{name}`")
+    if policy.use_sde:
+        raise Unserved("it uses generalized state-dependent exploration")
+    if type(policy.action_dist) not in _DISTRIBUTIONS:
+        raise Unserved(f"its action distribution is {type(policy.action_dist).__name__}")
+    names = ("features_extractor", "pi_features_extractor", "vf_features_extractor")
+    extractors = [getattr(policy, name) for name in names if hasattr(policy, name)]
+    expected = [(policy.mlp_extractor, MlpExtractor), *((e, FlattenExtractor) for e in extractors)]
+    for module, wanted in expected:
+        if type(module) is not wanted:
+            raise Unserved(f"it has a {type(module).__name__}")
+    for module in policy.modules():
+        if any(getattr(module, hooks) for hooks in _MODULE_HOOKS) or "forward" in vars(module):
+            raise Unserved(f"a hook or another `forward` is set on its {type(module).__name__}")
+    if nn.modules.module._has_any_global_hook():
+        raise Unserved("a hook is set on all modules")
+
+
+def _layers(body: nn.Module, head: nn.Module) -> tuple[list[nn.Linear], list[nn.Module]]:
+    """The linear layers and the activation functions between them."""
+    modules: list[Any] = list(body) if type(body) is nn.Sequential else [body]
+    linear, between = [*modules[0::2], head], modules[1::2]
+    for layer in linear:
+        if type(layer) is not nn.Linear or layer.bias is None:
+            raise Unserved(f"it has a layer of type {type(layer).__name__}, or one without bias")
+    if len(linear) != len(between) + 1:
+        raise Unserved("its layers do not alternate with activation functions")
+    return linear, between
+
+
+def _check_parameters(policy: ActorCriticPolicy, own: list[nn.Parameter]) -> None:
+    if len({id(p) for p in own}) < len(own):
+        raise Unserved("its layers share weights")
+    if {id(p) for p in policy.parameters()} != {id(p) for p in own} or any(True for _ in policy.buffers()):
+        raise Unserved("it has parameters or buffers outside its layers")
+    for parameter in own:
+        if not parameter.requires_grad:
+            raise Unserved("a parameter is frozen")
+        if parameter.device.type != "cpu" or parameter.dtype is not th.float32:
+            raise Unserved(f"its parameters are {parameter.dtype} on {parameter.device}")
+        if not parameter.is_contiguous() or any(
+            getattr(parameter, hooks, None) for hooks in _PARAMETER_HOOKS
+        ):
+            raise Unserved("a hook is set on a parameter, or its storage is not contiguous")
+
+
+def _check_optimizer(optimizer: th.optim.Optimizer, own: list[nn.Parameter]) -> None:
+    if type(optimizer) is not th.optim.Adam or "step" in vars(optimizer):
+        raise Unserved(f"its optimizer is not plain Adam but {type(optimizer).__name__}")
+    if any(getattr(optimizer, hooks) for hooks in _OPTIMIZER_HOOKS):
+        raise Unserved("a hook is set on its optimizer")
+    (group, *others) = optimizer.param_groups
+    if others or {id(p) for p in group["params"]} != {id(p) for p in own}:
+        raise Unserved("its optimizer has several parameter groups, or not all parameters")
+    for option in ("amsgrad", "maximize", "capturable", "differentiable", "decoupled_weight_decay"):
+        if group.get(option):
+            raise Unserved(f"its optimizer is set to {option}")
+    if isinstance(group["lr"], th.Tensor):
+        raise Unserved("its learning rate is a tensor")
+
+
+def _check_steps(optimizer: th.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
+    """All parameters of a network are stepped at once, so they must have been before."""
+    if len({float(optimizer.state[p]["step"]) if p in optimizer.state else 0.0 for p in parameters}) > 1:
+        raise Unserved("its optimizer has made different numbers of steps within a network")
