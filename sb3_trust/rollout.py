@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trust.engines.base import PolicyEngine, Stepper
 from sb3_trust.finite_guard import FiniteGuard
+from sb3_trust.vector_env import stepping
 
 
 def collect(
@@ -46,6 +47,7 @@ def collect(
 
     watched = not is_stock(callback)
     stepper = engine.stepper(rollout_buffer, n_rollout_steps, watched)
+    step = stepping(env, watched)
     for_env = ActionTransform(algorithm)
     is_discrete = isinstance(algorithm.action_space, spaces.Discrete)
     n_envs = env.num_envs
@@ -65,7 +67,7 @@ def collect(
         actions = stepper.act(observations)
         clipped_actions = for_env(actions)
 
-        new_obs, rewards, dones, infos = env.step(clipped_actions)
+        new_obs, rewards, dones, infos = step(clipped_actions)
         algorithm.num_timesteps += n_envs
         guard.check_rewards()
 

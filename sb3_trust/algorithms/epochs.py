@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch as th
 
 from sb3_trust.engines.base import Descent
 from sb3_trust.engines.batch import Batch, shuffled
+from sb3_trust.numerics.arrays import Array
 from sb3_trust.numerics.objectives import (
     Objective,
     ObjectiveValue,
@@ -91,6 +93,10 @@ def _normalized(advantages: th.Tensor, size: int) -> th.Tensor:
     return th.cat([full, normalize_advantages(advantages[whole:])])
 
 
+def _stack(rows: list[Array]) -> th.Tensor:
+    return th.from_numpy(np.stack(rows)) if isinstance(rows[0], np.ndarray) else th.stack(rows)
+
+
 def _evaluated(
     objective: Objective, batch: Batch, size: int, seen: list[PolicyTerms], start: int, stop: int
 ) -> ObjectiveValue:
@@ -103,5 +109,5 @@ def _evaluated(
         )
     )
     columns = {name: [getattr(terms, name) for terms in seen[start:stop]] for name in vars(seen[start])}
-    stacked = {name: None if column[0] is None else th.stack(column) for name, column in columns.items()}
+    stacked = {name: None if column[0] is None else _stack(column) for name, column in columns.items()}
     return objective(PolicyTerms(**stacked), data)

@@ -164,7 +164,8 @@ class PPO(MinibatchAlgorithm):
             return None
 
         def refuse(terms: PolicyTerms, minibatch: RolloutTerms) -> bool:
-            approx_kl = approximate_kl(required(terms.log_prob) - minibatch.old_log_prob).item()
+            log_ratio = th.as_tensor(required(terms.log_prob) - minibatch.old_log_prob)
+            approx_kl = approximate_kl(log_ratio).item()
             stops = approx_kl > 1.5 * target_kl
             if stops and self.verbose >= 1:
                 print(f"Early stopping at step {epoch} due to reaching max kl: {approx_kl:.2f}")

@@ -14,6 +14,7 @@ from sb3_trust.engines.base import Descent
 from sb3_trust.engines.batch import Batch
 from sb3_trust.engines.heads import Evaluated
 from sb3_trust.engines.networks import FloatArray, Workspace
+from sb3_trust.numerics.arrays import Array
 from sb3_trust.numerics.objectives import PolicyTerms, RolloutTerms
 
 if TYPE_CHECKING:
@@ -28,8 +29,10 @@ def slopes(
 ) -> list[FloatArray]:
     """Derivatives with respect to each network's outputs, [k, n]."""
 
-    def of(term: th.Tensor | None) -> np.ndarray | None:
-        return None if term is None else term.numpy()[rows]
+    def of(term: Array | None) -> np.ndarray | None:
+        if isinstance(term, th.Tensor):
+            term = term.numpy()
+        return None if term is None else term[rows]
 
     result = []
     if evaluated is not None:
@@ -51,10 +54,10 @@ class Minibatch:
     :param old: the old distribution as the head encodes it, [..., n]
     """
 
-    advantages: th.Tensor
-    returns: th.Tensor
-    old_values: th.Tensor
-    old_log_prob: th.Tensor
+    advantages: FloatArray
+    returns: FloatArray
+    old_values: FloatArray
+    old_log_prob: FloatArray
     x: FloatArray
     actions: FloatArray | None
     old: FloatArray | None
@@ -172,7 +175,9 @@ class ClosedFormDescent(Descent):
         if "kl" in needs and batch.old_distribution is not None:
             old = _columns(head.encode_old(batch.old_distribution), size)
         terms = (batch.advantages, batch.returns, batch.old_values, batch.old_log_prob)
-        pieces = zip(*(term.split(size) for term in terms), inputs, actions, old, strict=True)
+        starts = range(0, len(batch), size)
+        split = ([a[start : start + size] for start in starts] for a in (t.numpy() for t in terms))
+        pieces = zip(*split, inputs, actions, old, strict=True)
         return [Minibatch(*piece) for piece in pieces]
 
     def evaluate(self, minibatch: RolloutTerms) -> PolicyTerms:
@@ -186,12 +191,9 @@ class ClosedFormDescent(Descent):
         evaluated: Evaluated | None = None
         if minibatch.actions is not None:
             evaluated = self._engine.head.evaluate(outputs[0], minibatch.actions, minibatch.old, self._needs)
-            terms.log_prob, terms.entropy, terms.kl = (
-                None if term is None else th.from_numpy(term)
-                for term in (evaluated.log_prob, evaluated.entropy, evaluated.kl)
-            )
+            terms.log_prob, terms.entropy, terms.kl = evaluated.log_prob, evaluated.entropy, evaluated.kl
         if self._judges:
-            terms.values = th.from_numpy(outputs[-1][0].copy())
+            terms.values = outputs[-1][0].copy()
         self._last = minibatch, workspace, evaluated
         return terms
 

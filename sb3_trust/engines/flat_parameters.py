@@ -59,7 +59,7 @@ class FlatParameters:
         pairs: list[tuple[nn.Parameter, np.ndarray]] = []
         for layers, start in zip(self._layers, self._starts, strict=True):
             for layer, matrix in zip(layers, self._matrices(flat, layers, start), strict=True):
-                pairs.append((layer.weight, matrix[:, :-1]))
+                pairs.append((layer.weight, matrix[:, :-1]))  # type: ignore[arg-type]
                 pairs.append((layer.bias, matrix[:, -1]))
         if self._log_std is not None:
             pairs.append((self._log_std, flat[self.log_std_slice]))

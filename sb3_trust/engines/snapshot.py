@@ -86,5 +86,6 @@ def all_finite(policy: BasePolicy) -> bool:
     """Whether parameters and optimizer state hold neither NaN nor infinity."""
     state = [value for values in policy.optimizer.state.values() for value in values.values()]
     tensors = [*policy.parameters(), *(value for value in state if isinstance(value, th.Tensor))]
-    checks = [th.isfinite(t).all().to(policy.device) for t in tensors if t.is_floating_point()]
+    device = policy.device
+    checks = [th.isfinite(t).all().to(device) for t in tensors if t.is_floating_point()]
     return bool(th.stack(checks).all())

@@ -7,16 +7,20 @@ each term, so that an engine only has to pull these derivatives back to the para
 apart, because a gradient step needs the derivatives alone; the values of many minibatches are then taken at
 once.
 
-All arrays have shape [..., n]: n samples, and any number of batches.
+All arrays have shape [..., n]: n samples, and any number of batches. Derivatives are taken of NumPy arrays as
+well as of tensors; values of tensors.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
 
 import torch as th
+
+from sb3_trust.numerics.arrays import Array, clamp, constant_like, exp, set_zero_
 
 
 @dataclass
@@ -31,19 +35,19 @@ class PolicyTerms:
     :param values: V(s)
     """
 
-    log_prob: th.Tensor | None = None
-    entropy: th.Tensor | None = None
-    kl: th.Tensor | None = None
-    values: th.Tensor | None = None
+    log_prob: Array | None = None
+    entropy: Array | None = None
+    kl: Array | None = None
+    values: Array | None = None
 
 
 class RolloutTerms(Protocol):
     """Per-sample quantities that the rollout recorded; shape [..., n] each."""
 
-    advantages: th.Tensor
-    returns: th.Tensor
-    old_values: th.Tensor
-    old_log_prob: th.Tensor
+    advantages: Array
+    returns: Array
+    old_values: Array
+    old_log_prob: Array
 
 
 @dataclass
@@ -69,7 +73,7 @@ class Objective(Protocol):
         """The partial derivatives of its value with respect to each sample's terms."""
 
 
-def required(term: th.Tensor | None) -> th.Tensor:
+def required(term: Array | None) -> Array:
     """A term that was asked for, and so is there."""
     if term is None:
         raise RuntimeError("the engine did not compute a term that the objective needs")
@@ -109,10 +113,10 @@ class ValueLoss:
     weight: float = 1.0
     needs = frozenset({"values"})
 
-    def _error(self, terms: PolicyTerms, data: RolloutTerms) -> th.Tensor:
+    def _error(self, terms: PolicyTerms, data: RolloutTerms) -> Array:
         values = required(terms.values)
         if self.clip_range is not None:
-            values = data.old_values + (values - data.old_values).clamp(-self.clip_range, self.clip_range)
+            values = data.old_values + clamp(values - data.old_values, -self.clip_range, self.clip_range)
         return values - data.returns
 
     def __call__(self, terms: PolicyTerms, data: RolloutTerms) -> ObjectiveValue:
@@ -120,11 +124,11 @@ class ValueLoss:
 
     def derivatives(self, terms: PolicyTerms, data: RolloutTerms) -> PolicyTerms:
         error = self._error(terms, data)
-        slope = error.mul_(2.0 * self.weight / error.shape[-1])
+        error *= 2.0 * self.weight / error.shape[-1]
         if self.clip_range is not None:
-            moved = (required(terms.values) - data.old_values).abs()
-            slope.masked_fill_(moved > self.clip_range, 0.0)
-        return PolicyTerms(values=slope)
+            moved = abs(required(terms.values) - data.old_values)
+            set_zero_(error, moved > self.clip_range)
+        return PolicyTerms(values=error)
 
 
 @dataclass(frozen=True)
@@ -149,11 +153,11 @@ class SurrogateObjective:
         return ObjectiveValue(value)
 
     def derivatives(self, terms: PolicyTerms, data: RolloutTerms) -> PolicyTerms:
-        weighted = data.advantages * (required(terms.log_prob) - data.old_log_prob).exp()
+        weighted = data.advantages * exp(required(terms.log_prob) - data.old_log_prob)
         n = weighted.shape[-1]
         derivatives = PolicyTerms(log_prob=weighted / n)
         if self.ent_coef:
-            derivatives.entropy = th.full_like(required(terms.entropy), self.ent_coef / n)
+            derivatives.entropy = constant_like(required(terms.entropy), self.ent_coef / n)
         return derivatives
 
 
@@ -171,9 +175,7 @@ class _ActorCriticLoss:
     def _policy_loss(self, log_ratio: th.Tensor, terms: PolicyTerms, data: RolloutTerms) -> ObjectiveValue:
         raise NotImplementedError
 
-    def _policy_derivatives(
-        self, log_ratio: th.Tensor, terms: PolicyTerms, data: RolloutTerms
-    ) -> PolicyTerms:
+    def _policy_derivatives(self, log_ratio: Array, terms: PolicyTerms, data: RolloutTerms) -> PolicyTerms:
         raise NotImplementedError
 
     def __call__(self, terms: PolicyTerms, data: RolloutTerms) -> ObjectiveValue:
@@ -204,7 +206,7 @@ class _ActorCriticLoss:
             if terms.entropy is None:
                 derivatives.log_prob = required(derivatives.log_prob) + per_sample
             else:
-                derivatives.entropy = th.full_like(terms.entropy, -per_sample)
+                derivatives.entropy = constant_like(terms.entropy, -per_sample)
         return derivatives
 
 
@@ -226,8 +228,8 @@ class ClippedSurrogateLoss(_ActorCriticLoss):
     def _value_loss(self) -> ValueLoss:
         return ValueLoss(self.clip_range_vf, self.vf_coef)
 
-    def _terms(self, ratio: th.Tensor, advantages: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        return advantages * ratio, advantages * ratio.clamp(1 - self.clip_range, 1 + self.clip_range)
+    def _terms(self, ratio: Array, advantages: Array) -> tuple[Array, Array]:
+        return advantages * ratio, advantages * clamp(ratio, 1 - self.clip_range, 1 + self.clip_range)
 
     def _policy_loss(self, log_ratio: th.Tensor, terms: PolicyTerms, data: RolloutTerms) -> ObjectiveValue:
         ratio = log_ratio.exp()
@@ -235,14 +237,13 @@ class ClippedSurrogateLoss(_ActorCriticLoss):
         loss = -th.min(*self._terms(ratio, data.advantages)).mean(-1)
         return ObjectiveValue(loss, {"clip_fraction": clip_fraction})
 
-    def _policy_derivatives(
-        self, log_ratio: th.Tensor, terms: PolicyTerms, data: RolloutTerms
-    ) -> PolicyTerms:
-        unclipped, clipped = self._terms(log_ratio.exp_(), data.advantages)
+    def _policy_derivatives(self, log_ratio: Array, terms: PolicyTerms, data: RolloutTerms) -> PolicyTerms:
+        unclipped, clipped = self._terms(exp(log_ratio), data.advantages)
         # where the clipped term is the strictly smaller one the derivative is zero; NaN compares false and
         # stays NaN
         flat = clipped < unclipped
-        return PolicyTerms(log_prob=unclipped.mul_(-1.0 / log_ratio.shape[-1]).masked_fill_(flat, 0.0))
+        unclipped *= -1.0 / log_ratio.shape[-1]
+        return PolicyTerms(log_prob=set_zero_(unclipped, flat))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,14 +267,14 @@ class PenalizedSurrogateLoss(_ActorCriticLoss):
             surrogate_loss + penalty, {"surrogate_loss": surrogate_loss, "penalty": penalty}
         )
 
-    def _policy_derivatives(
-        self, log_ratio: th.Tensor, terms: PolicyTerms, data: RolloutTerms
-    ) -> PolicyTerms:
+    def _policy_derivatives(self, log_ratio: Array, terms: PolicyTerms, data: RolloutTerms) -> PolicyTerms:
         kl = required(terms.kl)
         n = kl.shape[-1]
+        slope: Array = self.kl_coef / n
         if self.hinge_coef:
-            excess = (kl.mean(-1, keepdim=True) - 2.0 * self.target_kl).clamp(min=0.0)
-            slope = ((self.kl_coef + 2.0 * self.hinge_coef * excess) / n).expand_as(kl)
-        else:
-            slope = th.full_like(kl, self.kl_coef / n)
-        return PolicyTerms(log_prob=log_ratio.exp_().mul_(data.advantages).mul_(-1.0 / n), kl=slope)
+            excess = clamp(kl.mean(-1)[..., None] - 2.0 * self.target_kl, 0.0, math.inf)
+            slope = slope + excess * (2.0 * self.hinge_coef / n)
+        weighted = exp(log_ratio)
+        weighted *= data.advantages
+        weighted *= -1.0 / n
+        return PolicyTerms(log_prob=weighted, kl=constant_like(kl, slope))
