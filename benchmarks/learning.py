@@ -31,7 +31,7 @@ from sb3_trust.plots import read_updates
 HERE = Path(__file__).parent
 EPISODES = 100  # of the final evaluation
 COLUMNS = (
-    "algo", "env", "seed", "n_timesteps", "goal", "return_mean", "return_std", "episodes",
+    "algo", "env", "engine", "seed", "n_timesteps", "goal", "return_mean", "return_std", "episodes",
     "kl_mean", "kl_max_update", "target_kl", "rollbacks", "seconds",
     "sb3_trust", "stable_baselines3", "torch", "gymnasium",
 )  # fmt: skip
@@ -44,13 +44,14 @@ class Run:
     algo: str
     env: str
     seed: int
+    engine: str = "auto"
     n_timesteps: int = 0
     goal: float | None = None
 
     @property
     def key(self) -> tuple[str, ...]:
         """What tells the run from others in the results."""
-        return self.algo, self.env, str(self.seed)
+        return self.algo, self.env, self.engine, str(self.seed)
 
 
 def grid(path: Path, seeds: list[int] | None = None) -> list[Run]:
@@ -65,6 +66,8 @@ def execute(run: Run, folder: Path) -> dict[str, object]:
     command = [sys.executable, "-m", "sb3_trust", "train", "--algo", run.algo, "--env", run.env]
     command += ["--seed", str(run.seed), "-f", str(log_folder), "--eval-freq", "-1", "--num-threads", "1"]
     command += ["--log-interval", "-2", "--device", "cpu", "--eval-episodes", str(EPISODES)]
+    if run.engine != "auto":
+        command += ["--hyperparams", f"engine:'{run.engine}'"]
     if run.n_timesteps:
         command += ["-n", str(run.n_timesteps)]
     start = time.perf_counter()
@@ -79,6 +82,7 @@ def execute(run: Run, folder: Path) -> dict[str, object]:
     return {
         "algo": run.algo,
         "env": run.env,
+        "engine": run.engine,
         "seed": run.seed,
         "n_timesteps": int(updates["num_timesteps"][-1]),
         "goal": run.goal,
@@ -94,23 +98,32 @@ def execute(run: Run, folder: Path) -> dict[str, object]:
     }
 
 
+def interval(scores: list[float]) -> str:
+    """95% bootstrap interval of the mean over seeds."""
+    draws = np.random.default_rng(0).choice(scores, (10_000, len(scores))).mean(axis=1)
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return f"{low:.0f} to {high:.0f}"
+
+
 def table(rows: list[dict[str, str]]) -> str:
     """The results in Markdown, a line for each algorithm and environment."""
     lines = [
-        "| algorithm | environment | steps | to reach | mean return | of each seed | mean KL | largest KL |",
-        "|---|---|---|---|---|---|---|---|",
+        "| algorithm | environment | engine | steps | to reach | mean return | 95% interval | of each seed "
+        "| mean KL | largest KL |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for algo, env in dict.fromkeys((row["algo"], row["env"]) for row in rows):
-        cell = sorted(
-            (row for row in rows if (row["algo"], row["env"]) == (algo, env)), key=lambda r: int(r["seed"])
-        )
+    for cell_of in dict.fromkeys((row["algo"], row["env"], row["engine"]) for row in rows):
+        members = (row for row in rows if (row["algo"], row["env"], row["engine"]) == cell_of)
+        cell = sorted(members, key=lambda row: int(row["seed"]))
+        algo, env, engine = cell_of
         scores = [float(row["return_mean"]) for row in cell]
         error = sum(float(row["return_std"]) ** 2 / int(row["episodes"]) for row in cell) ** 0.5 / len(cell)
         kl = np.mean([float(row["kl_mean"]) for row in cell])
         largest = max(float(row["kl_max_update"]) for row in cell)
         lines.append(
-            f"| {algo} | {env} | {int(cell[0]['n_timesteps']):,} | {cell[0]['goal']} "
-            f"| {np.mean(scores):.1f} +/- {error:.1f} | {', '.join(f'{score:.0f}' for score in scores)} "
+            f"| {algo} | {env} | {engine} | {int(cell[0]['n_timesteps']):,} | {cell[0]['goal']} "
+            f"| {np.mean(scores):.1f} +/- {error:.1f} | {interval(scores)} "
+            f"| {', '.join(f'{score:.0f}' for score in scores)} "
             f"| {kl:.4f} | {largest:.4f} |"
         )
     return "\n".join(lines)
@@ -160,7 +173,7 @@ def main() -> None:
     if not args.results.exists():
         args.results.write_text(",".join(COLUMNS) + "\n")
     with args.results.open(newline="") as file:
-        done = {(row["algo"], row["env"], row["seed"]) for row in csv.DictReader(file)}
+        done = {(row["algo"], row["env"], row["engine"], row["seed"]) for row in csv.DictReader(file)}
     pending = [run for run in runs if run.key not in done]
     print(f"{len(pending)} of {len(runs)} runs to do")
 

@@ -1,120 +1,168 @@
 """
 Steps per second of our algorithms and of their peers, in alternation in one process.
 
-Each case trains for a number of rollouts on either side, several times in turn, with the same
-hyperparameters (the peer's defaults) and one torch thread unless told otherwise. What is reported is the
-median, and the smallest and the largest ratio of neighbouring pairs.
+Each case trains for some rollouts on either side, several times in turn, with the same hyperparameters (the
+peer's defaults unless the case says otherwise) and on the same number of threads. What is reported is the
+median over the repeats, and the smallest and the largest ratio of neighbouring runs. Peak memory is that of a
+process of its own for each side.
 
     python benchmarks/speed.py
     python benchmarks/speed.py --cases ppo/CartPole-v1/1 --repeats 5 --threads 2
+    python benchmarks/speed.py --sbx-python sbx-venv/bin/python     # SBX's PPO too, run by that interpreter
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import platform
-import time
-from dataclasses import dataclass
+import json
+import resource
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sb3_contrib
 import stable_baselines3
 import torch as th
-from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.vec_env import VecEnv
+from sides import CASES, Case, Timing, cpu_name, environment_alone, timed, use_threads
 
 import sb3_trust
 
-TRANSITIONS = 2048  # of a rollout
+HERE = Path(__file__).parent
 COLUMNS = (
-    "case", "n_envs", "threads", "repeats", "ours_total", "peer_total", "ratio", "ratio_min", "ratio_max",
-    "ours_update", "peer_update", "update_ratio", "env_alone",
-    "torch", "stable_baselines3", "sb3_contrib", "cpu",
+    "case", "peer", "threads", "repeats", "env_alone",
+    "ours_total", "peer_total", "ratio", "ratio_min", "ratio_max", "ours_collect", "peer_collect",
+    "ours_update", "peer_update", "update_ratio", "ours_share_of_env", "peer_share_of_env",
+    "ours_peak_mb", "peer_peak_mb", "sb3_trust", "torch", "numpy", "stable_baselines3", "sb3_contrib", "cpu",
 )  # fmt: skip
-PAIRS: dict[str, tuple[type[OnPolicyAlgorithm], type[OnPolicyAlgorithm]]] = {
-    "ppo": (sb3_trust.PPO, stable_baselines3.PPO),
-    "trpo": (sb3_trust.TRPO, sb3_contrib.TRPO),
+SIDES: dict[str, dict[str, Any]] = {
+    "ours": {"ppo": sb3_trust.PPO, "trpo": sb3_trust.TRPO},
+    "peer": {"ppo": stable_baselines3.PPO, "trpo": sb3_contrib.TRPO},
 }
-CASES = [f"{key}/{env}/{n}" for env in ("CartPole-v1", "HalfCheetah-v5") for key in PAIRS for n in (1, 8)]
+SBX_CASES = ("ppo/CartPole-v1/8", "ppo/HalfCheetah-v5/8")
+PEERS = {"ppo": "stable_baselines3.PPO", "trpo": "sb3_contrib.TRPO"}
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Steps per second over all, and of the updates alone."""
+class Sbx:
+    """SBX's PPO in a process of another interpreter, which keeps its compiled functions between repeats."""
 
-    total: float
-    update: float
+    def __init__(self, python: Path) -> None:
+        self._process = subprocess.Popen(
+            [python, HERE / "sbx_worker.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
 
-
-def timed(model: OnPolicyAlgorithm, rollouts: int) -> Timing:
-    """Train for some rollouts; the time of ``train`` is taken apart."""
-    seconds = 0.0
-    train = type(model).train
-
-    def timed_train() -> None:
-        nonlocal seconds
-        start = time.perf_counter()
-        train(model)
-        seconds += time.perf_counter() - start
-
-    model.train = timed_train  # type: ignore[method-assign]
-    steps = rollouts * TRANSITIONS
-    start = time.perf_counter()
-    model.learn(steps)
-    return Timing(steps / (time.perf_counter() - start), steps / seconds)
+    def __call__(self, case: Case, rollouts: int, seed: int) -> Timing:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        job = {"env": case.env, "n_envs": case.n_envs, "transitions": case.transitions}
+        self._process.stdin.write(json.dumps({**job, "rollouts": rollouts, "seed": seed}) + "\n")
+        self._process.stdin.flush()
+        while not (line := self._process.stdout.readline()).startswith("{"):
+            if not line:
+                raise RuntimeError("the process with SBX has ended")
+        return Timing(**json.loads(line))
 
 
-def environment_alone(env: VecEnv, seconds: float = 2.0) -> float:
-    """Steps per second with one fixed batch of random actions."""
-    env.reset()
-    actions = np.array([env.action_space.sample() for _ in range(env.num_envs)])
-    start, steps = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
-        env.step(actions)
-        steps += env.num_envs
-    return steps / (time.perf_counter() - start)
+def side(name: str, case: Case, rollouts: int, seed: int) -> Timing:
+    """Train for some rollouts, after one that is not counted."""
+    model = case.make_model(SIDES[name][case.algorithm], seed)
+    timed(model, case.transitions, 1)
+    timing = timed(model, case.transitions, rollouts)
+    model.env.close()  # type: ignore[union-attr]
+    return timing
 
 
-def measure(case: str, repeats: int, rollouts: int) -> dict[str, object]:
-    """One row of the results."""
-    key, env_id, n_envs = case.split("/")
-    count = int(n_envs)
-    alone = environment_alone(make_vec_env(env_id, count, seed=0))
-    timings: tuple[list[Timing], list[Timing]] = ([], [])
-    for repeat in range(repeats + 1):
-        for side, kind in enumerate(PAIRS[key]):
-            env = make_vec_env(env_id, count, seed=repeat)
-            model = kind("MlpPolicy", env, n_steps=TRANSITIONS // count, device="cpu", seed=repeat)  # type: ignore
-            timing = timed(model, rollouts)
-            if repeat > 0:  # the first round warms up
-                timings[side].append(timing)
-    ours, peer = timings
-    ratios = [a.total / b.total for a, b in zip(ours, peer, strict=True)]
-    updates = [a.update / b.update for a, b in zip(ours, peer, strict=True)]
-    values = {
-        "ours_total": np.median([t.total for t in ours]),
-        "peer_total": np.median([t.total for t in peer]),
-        "ours_update": np.median([t.update for t in ours]),
-        "peer_update": np.median([t.update for t in peer]),
-        "env_alone": alone,
+def peak_memory(case_name: str, name: str) -> int:
+    """Peak resident memory in MB of a process that trains one side for two rollouts."""
+    command = [sys.executable, __file__, "--memory-of", name, "--cases", case_name]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return int(output.split()[-1])
+
+
+def measure(case_name: str, repeats: int, rollouts: int, threads: int, sbx: Sbx | None) -> list[dict]:
+    """The rows of one case: against the peer, and against SBX where that is asked for."""
+    case = CASES[case_name]
+    env = case.make_env(seed=0)
+    alone = environment_alone(env)
+    env.close()
+    timings: dict[str, list[Timing]] = {"ours": [], "peer": [], "sbx": []}
+    with_sbx = sbx is not None and case_name in SBX_CASES
+    for repeat in range(repeats):
+        for name in SIDES:
+            timings[name].append(side(name, case, rollouts, repeat))
+        if sbx is not None and with_sbx:
+            timings["sbx"].append(sbx(case, rollouts, repeat))
+    memory = {name: peak_memory(case_name, name) for name in SIDES}
+    rows = [row(case_name, PEERS[case.algorithm], timings["ours"], timings["peer"], alone, memory, threads)]
+    if with_sbx:
+        alone_memory = {"ours": memory["ours"]}
+        rows.append(row(case_name, "sbx.PPO", timings["ours"], timings["sbx"], alone, alone_memory, threads))
+    return rows
+
+
+def row(
+    case_name: str,
+    peer: str,
+    ours: list[Timing],
+    theirs: list[Timing],
+    alone: float,
+    memory: dict[str, int],
+    threads: int,
+) -> dict[str, object]:
+    """One line of the results."""
+
+    def median(timings: list[Timing], name: str) -> float:
+        return float(np.median([getattr(timing, name) for timing in timings]))
+
+    def ratios(name: str) -> list[float]:
+        return [getattr(a, name) / getattr(b, name) for a, b in zip(ours, theirs, strict=True)]
+
+    speeds = {
+        f"{name}_{part}": round(median(timings, part))
+        for name, timings in (("ours", ours), ("peer", theirs))
+        for part in ("total", "collect", "update")
     }
     return {
-        "case": case,
-        "n_envs": count,
-        "threads": th.get_num_threads(),
-        "repeats": repeats,
-        "ratio": round(float(np.median(ratios)), 2),
-        "ratio_min": round(min(ratios), 2),
-        "ratio_max": round(max(ratios), 2),
-        "update_ratio": round(float(np.median(updates)), 2),
-        "cpu": platform.processor() or platform.machine(),
-        **{name: round(float(value)) for name, value in values.items()},
-        **{name: version(name.replace("_", "-")) for name in ("torch", "stable_baselines3", "sb3_contrib")},
+        "case": case_name,
+        "peer": peer,
+        "threads": threads,
+        "repeats": len(ours),
+        "env_alone": round(alone),
+        **speeds,
+        "ratio": round(float(np.median(ratios("total"))), 2),
+        "ratio_min": round(min(ratios("total")), 2),
+        "ratio_max": round(max(ratios("total")), 2),
+        "update_ratio": round(float(np.median(ratios("update"))), 2),
+        "ours_share_of_env": round(speeds["ours_total"] / alone, 3),
+        "peer_share_of_env": round(speeds["peer_total"] / alone, 3),
+        "ours_peak_mb": memory["ours"],
+        "peer_peak_mb": memory.get("peer", ""),
+        **{
+            name: version(name.replace("_", "-"))
+            for name in ("sb3_trust", "torch", "numpy", "stable_baselines3", "sb3_contrib")
+        },
+        "cpu": cpu_name(),
     }
+
+
+def table(rows: list[dict]) -> str:
+    """The results in Markdown."""
+    lines = [
+        "| case | against | env alone | ours | peer | ratio (smallest to largest) | rollouts | updates "
+        "| share of the env's rate | peak MB |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        collect = float(r["ours_collect"]) / float(r["peer_collect"])
+        lines.append(
+            f"| {r['case']} | {r['peer']} | {r['env_alone']} | {r['ours_total']} | {r['peer_total']} "
+            f"| **{r['ratio']}x** ({r['ratio_min']} to {r['ratio_max']}) | {collect:.1f}x "
+            f"| {r['update_ratio']}x | {float(r['ours_share_of_env']):.0%} / "
+            f"{float(r['peer_share_of_env']):.0%} | {r['ours_peak_mb']} / {r['peer_peak_mb'] or '-'} |"
+        )
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -122,27 +170,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cases", nargs="+", default=CASES, help="algorithm/environment/number of envs")
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES), metavar="CASE")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rollouts", type=int, default=3, help="in each repeat")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "speed.csv")
+    parser.add_argument("--sbx-python", type=Path, help="interpreter of an environment with sbx-rl")
+    parser.add_argument("--results", type=Path, default=HERE / "results" / "speed.csv")
+    parser.add_argument("--memory-of", choices=list(SIDES), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    th.set_num_threads(args.threads)
+    use_threads(args.threads)
+    if args.memory_of:
+        side(args.memory_of, CASES[args.cases[0]], 1, 0)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+        return
+    sbx = Sbx(args.sbx_python) if args.sbx_python else None
+    print(f"torch {th.__version__}, numpy {np.__version__}, {args.threads} thread(s), {cpu_name()}")
     args.results.parent.mkdir(parents=True, exist_ok=True)
+    rows: list[dict] = []
     with args.results.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
-        for case in args.cases:
-            row = measure(case, args.repeats, args.rollouts)
-            writer.writerow(row)
+        for case_name in args.cases:
+            new = measure(case_name, args.repeats, args.rollouts, args.threads, sbx)
+            writer.writerows(new)
             file.flush()
-            print(
-                f"{case:24} ours {row['ours_total']:>6} steps/s  peer {row['peer_total']:>6}  "
-                f"ratio {row['ratio']} ({row['ratio_min']} to {row['ratio_max']})  "
-                f"update {row['update_ratio']}  env alone {row['env_alone']}",
-                flush=True,
-            )
+            rows += new
+            for r in new:
+                ratio = f"{r['ratio']}x ({r['ratio_min']} to {r['ratio_max']})"
+                speeds = f"{r['ours_total']} against {r['peer_total']} steps/s"
+                print(f"{case_name:34} {ratio} of {r['peer']}: {speeds}", flush=True)
+    print(table(rows))
     print(f"written to {args.results}")
 
 

@@ -46,6 +46,36 @@ KINDS: dict[str, tuple[spaces.Space, spaces.Space, str, dict[str, Any], bool]] =
 
 # those that the closed-form engine serves
 CLOSED_FORM_KINDS = [*ACTION_SPACES, "discrete_observation", "float64_observation"]
+# more of those, for the tests of that engine
+SMALL_IMAGE = spaces.Box(0, 255, (3, 6, 6), np.uint8)
+PERCEPTRONS: dict[str, tuple[spaces.Space, spaces.Space, str, dict[str, Any], bool]] = {
+    **{kind: KINDS[kind] for kind in CLOSED_FORM_KINDS},
+    "multi_discrete_observation": (
+        ACTION_SPACES["discrete"],
+        spaces.MultiDiscrete([3, 5, 2]),
+        "MlpPolicy",
+        {},
+        False,
+    ),
+    "multi_binary_observation": (ACTION_SPACES["box"], spaces.MultiBinary(5), "MlpPolicy", {}, False),
+    "image": (ACTION_SPACES["box"], SMALL_IMAGE, "MlpPolicy", {}, False),
+    "unscaled_image": (
+        ACTION_SPACES["discrete"],
+        SMALL_IMAGE,
+        "MlpPolicy",
+        # a hyperbolic tangent would be saturated, its slope all rounding
+        {"normalize_images": False, "activation_fn": th.nn.ReLU},
+        False,
+    ),
+    "float_image": (
+        ACTION_SPACES["discrete"],
+        spaces.Box(-5.0, 5.0, (3, 4, 4), np.float32),
+        "MlpPolicy",
+        {},
+        False,
+    ),
+    "matrix_action": (spaces.Box(-1.0, 2.0, (2, 2), np.float32), VECTOR, "MlpPolicy", {}, False),
+}
 
 
 class World(gym.Env):
@@ -63,6 +93,9 @@ class World(gym.Env):
         def draw(space: spaces.Space) -> Any:
             if isinstance(space, spaces.Discrete):
                 return int(self.np_random.integers(space.n))
+            if isinstance(space, (spaces.MultiDiscrete, spaces.MultiBinary)):
+                choices = space.nvec if isinstance(space, spaces.MultiDiscrete) else np.full(space.shape, 2)
+                return self.np_random.integers(choices).astype(space.dtype)
             if space.dtype == np.uint8:
                 return self.np_random.integers(0, 256, space.shape, dtype=np.uint8)
             return self.np_random.normal(size=space.shape).astype(space.dtype)
@@ -101,8 +134,8 @@ def world(
 def model_of(
     kind: str, algorithm: type[OnPolicyAlgorithm], n_envs: int = 2, n_steps: int = 64, **kwargs
 ) -> OnPolicyAlgorithm:
-    """A model on the world of one of ``KINDS``, with a logger, ready for ``train()``."""
-    action_space, observation_space, policy, policy_kwargs, use_sde = KINDS[kind]
+    """A model on the world of one of ``KINDS`` or ``PERCEPTRONS``, with a logger, ready for ``train()``."""
+    action_space, observation_space, policy, policy_kwargs, use_sde = {**KINDS, **PERCEPTRONS}[kind]
     if kind != "cnn":
         policy_kwargs = {"net_arch": {"pi": [16, 16], "vf": [16, 16]}, **policy_kwargs}
     else:

@@ -171,7 +171,8 @@ class TrustRegionAlgorithm(UpdateLogging):
         """As in SB3; keeps the distribution parameters that acted, for the exact KL divergence."""
         start = time.perf_counter()
         engine = self._policy_engine(choose=True)
-        old_distribution = collect(self, engine, env, callback, rollout_buffer, n_rollout_steps)
+        with engine.threads():
+            old_distribution = collect(self, engine, env, callback, rollout_buffer, n_rollout_steps)
         if old_distribution is None:
             return False
         self._rollout = _Rollout(rollout_buffer.actions, old_distribution)
@@ -197,8 +198,8 @@ class TrustRegionAlgorithm(UpdateLogging):
         """Update policy and value function from the rollout buffer."""
         start = time.perf_counter()
         self._update_learning_rate(self.policy.optimizer)
-        self._policy_engine(choose=True)
-        with distribution_validation_off():
+        engine = self._policy_engine(choose=True)
+        with engine.threads(), distribution_validation_off():
             batch = self._make_batch()
             self.last_update = self._guarded_update(batch)
         self._log(self.last_update, time.perf_counter() - start)
@@ -215,7 +216,7 @@ class TrustRegionAlgorithm(UpdateLogging):
             batch.old_distribution = self._policy_engine().distribution_parameters(batch)
         # a second update from the same rollout starts from the same old policy
         self._rollout = _Rollout(buffer.actions, batch.old_distribution)
-        return batch
+        return self._policy_engine().prepared(batch)
 
     def _guarded_update(self, batch: Batch) -> UpdateStatistics:
         """Update, or leave parameters, buffers and optimizer state bit-identical to before."""

@@ -64,7 +64,8 @@ class PPO(MinibatchAlgorithm):
     :param seed: of all random generators
     :param device: "auto", "cpu", "cuda", ...
     :param _init_setup_model: build the networks at once
-    :param engine: "auto" or "autograd"
+    :param engine: "autograd": the policy's own modules and autograd; "closed_form": two multilayer
+        perceptrons on the CPU, in NumPy; "auto": the fastest that is exactly right for the policy
     :raises InvalidArgument: if an argument cannot work
     """
 

@@ -69,7 +69,7 @@ class TRPO(TrustRegionAlgorithm):
     :param accept_ratio: smallest ratio of the surrogate's improvement to what its linear model promises at
         which the line search accepts; 0: any improvement
     :param cg_tolerance: relative residual at which the conjugate gradient method ends
-    :param engine: "auto" or "autograd"; the others as for :class:`~sb3_trust.PPO`
+    :param engine: and the others as for :class:`~sb3_trust.PPO`
     :raises InvalidArgument: if an argument cannot work
     """
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
+from dataclasses import replace
 
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import NatureCNN
 
 from sb3_trust.engines.base import Descent, Evaluation, Partition, PolicyEngine
 from sb3_trust.engines.batch import Batch
@@ -81,6 +83,15 @@ class AutogradEngine(PolicyEngine):
 
     def stepper(self, buffer: RolloutBuffer, n_steps: int, watched: bool) -> TorchStepper:
         return TorchStepper(self, buffer)
+
+    def prepared(self, batch: Batch) -> Batch:
+        """Images with their channels last in memory, which convolutions on the CPU are fastest on."""
+        if self.policy.device.type != "cpu" or not _convolves_by_nature_cnn_alone(self.policy):
+            return batch
+        observations = batch.observations
+        if isinstance(observations, dict):
+            return replace(batch, observations={k: _channels_last(v) for k, v in observations.items()})
+        return replace(batch, observations=_channels_last(observations))
 
     def descent(
         self, parameters: list[th.nn.Parameter] | None = None, max_grad_norm: float = math.inf
@@ -176,6 +187,16 @@ class AutogradEngine(PolicyEngine):
             p for p, used, acts in zip(trainable, of_value, of_policy, strict=True) if used and not acts
         ]
         return Partition(policy, critic)
+
+
+def _convolves_by_nature_cnn_alone(policy: ActorCriticPolicy) -> bool:
+    """Another module might not take an image whose memory is in another order, as ``view`` does not."""
+    known = {m for kind in policy.modules() if type(kind) is NatureCNN for m in kind.modules()}
+    return bool(known) and all(m in known for m in policy.modules() if isinstance(m, th.nn.Conv2d))
+
+
+def _channels_last(tensor: th.Tensor) -> th.Tensor:
+    return tensor.contiguous(memory_format=th.channels_last) if tensor.dim() == 4 else tensor
 
 
 def _influences(output: th.Tensor, parameters: list[th.nn.Parameter]) -> list[bool]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,6 +149,10 @@ class PolicyEngine(ABC):
         :param watched: whether somebody may look at each step, or change the policy between two
         """
 
+    def threads(self) -> AbstractContextManager[None]:
+        """A context with the number of threads that this engine is fastest on."""
+        return nullcontext()
+
     @abstractmethod
     def descent(
         self, parameters: list[th.nn.Parameter] | None = None, max_grad_norm: float = math.inf
@@ -158,6 +163,10 @@ class PolicyEngine(ABC):
         :param parameters: those that move: all, or the critic's alone (``partition(batch).critic_only``)
         :param max_grad_norm: a gradient with a larger global norm is scaled down to it
         """
+
+    def prepared(self, batch: Batch) -> Batch:
+        """The same samples, in the form that this engine evaluates fastest."""
+        return batch
 
     @abstractmethod
     def evaluate(self, batch: Batch, needs: Collection[str]) -> Evaluation:

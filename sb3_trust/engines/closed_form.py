@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch as th
@@ -15,11 +16,14 @@ from sb3_trust.engines.base import Evaluation, Partition, PolicyEngine, Stepper
 from sb3_trust.engines.batch import Batch
 from sb3_trust.engines.closed_form_descent import ClosedFormDescent, slopes
 from sb3_trust.engines.closed_form_stepper import ClosedFormStepper
+from sb3_trust.engines.discrete_heads import BernoulliHead, CategoricalHead
 from sb3_trust.engines.distributions import CategoricalFamily, DistributionFamily, GaussianFamily
 from sb3_trust.engines.flat_parameters import FlatParameters
-from sb3_trust.engines.heads import BernoulliHead, CategoricalHead, Evaluated, GaussianHead, Head
+from sb3_trust.engines.gaussian_head import GaussianHead
+from sb3_trust.engines.heads import Evaluated, Head
 from sb3_trust.engines.networks import FloatArray, Linearization, Network, Workspace, with_ones
 from sb3_trust.engines.recognition import Perceptrons
+from sb3_trust.engines.threads import one_thread
 from sb3_trust.numerics.objectives import PolicyTerms
 
 # samples that are evaluated at once: their activations stay in the processor's cache
@@ -58,6 +62,9 @@ class ClosedFormEngine(PolicyEngine):
             # it may want to see each step, or hold something else
             return AutogradEngine(self.policy).stepper(buffer, n_steps, watched)
         return ClosedFormStepper(self, buffer, n_steps, watched)
+
+    def threads(self) -> AbstractContextManager[None]:
+        return one_thread()
 
     def descent(
         self, parameters: list[th.nn.Parameter] | None = None, max_grad_norm: float = math.inf

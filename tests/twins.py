@@ -1,0 +1,146 @@
+"""The two engines side by side on one policy, and how far apart what they say is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from sb3_trust.algorithms.base import TrustRegionAlgorithm
+from sb3_trust.engines.autograd import AutogradEngine
+from sb3_trust.engines.batch import Batch
+from sb3_trust.engines.choice import choose_engine
+from sb3_trust.engines.closed_form import ClosedFormEngine
+from sb3_trust.numerics.objectives import PolicyTerms
+from tests.worlds import fill, hand_over, model_of
+
+TERMS = ("log_prob", "entropy", "kl", "values")
+ACTIVATIONS = {
+    "tanh": th.nn.Tanh,
+    "relu": th.nn.ReLU,
+    "leaky_relu": lambda: th.nn.LeakyReLU(0.1),
+    "elu": lambda: th.nn.ELU(0.7),
+    "silu": th.nn.SiLU,
+    "identity": th.nn.Identity,
+}
+ARCHITECTURES: dict[str, Any] = {
+    "deep_actor": {"pi": [12, 7, 9], "vf": [5]},
+    "deep_critic": {"pi": [6], "vf": [11, 4]},
+    "linear_actor": {"pi": [], "vf": [8, 6]},
+    "linear_critic": {"pi": [8, 6], "vf": []},
+    "all_linear": [],
+}
+
+
+def engines(policy: ActorCriticPolicy) -> tuple[ClosedFormEngine, AutogradEngine]:
+    """Both engines for a policy that both serve."""
+    closed = choose_engine(policy, "closed_form", None)
+    assert isinstance(closed, ClosedFormEngine)
+    return closed, AutogradEngine(policy)
+
+
+@th.no_grad()
+def perturb(policy: ActorCriticPolicy, scale: float = 0.1) -> None:
+    """Move all parameters a bit, in place."""
+    for parameter in policy.parameters():
+        parameter.add_(scale * th.randn_like(parameter))
+
+
+def policy_of(
+    observation_space: spaces.Space, action_space: spaces.Space, seed: int = 0, **kwargs: Any
+) -> ActorCriticPolicy:
+    """A policy without model or environment, whose parameters, biases included, are all of some size."""
+    th.manual_seed(seed)
+    policy = ActorCriticPolicy(observation_space, action_space, lambda _: 1e-3, **kwargs)
+    perturb(policy, 0.3)
+    return policy
+
+
+def batch_of(policy: ActorCriticPolicy, n: int) -> Batch:
+    """A batch of random states with actions of the policy; its old policy is another one near by."""
+    space = policy.observation_space
+    space.seed(n)
+    observations = th.as_tensor(np.stack([space.sample() for _ in range(n)]))
+    if observations.is_floating_point():
+        observations = th.randn(n, *space.shape, dtype=observations.dtype)
+    before = [parameter.detach().clone() for parameter in policy.parameters()]
+    with th.no_grad():
+        actions, values, log_prob = policy(observations)
+    if actions.dim() > 1:
+        actions = actions.flatten(1)
+    old = Batch(observations, actions, th.randn(n), th.randn(n), values.flatten(), log_prob)
+    old_distribution = AutogradEngine(policy).distribution_parameters(old)
+    perturb(policy, 0.05)
+    moved = AutogradEngine(policy).distribution_parameters(old)
+    with th.no_grad():
+        for parameter, kept in zip(policy.parameters(), before, strict=True):
+            parameter.copy_(kept)
+    assert not th.equal(moved, old_distribution)
+    return replace(old, old_distribution=moved)
+
+
+def filled(kind: str, n_steps: int = 40, **policy_kwargs: Any) -> tuple[ActorCriticPolicy, Batch]:
+    """A policy with a batch that it collected before its parameters were moved a bit."""
+    from sb3_trust import PPO
+
+    model = fill(
+        model_of(kind, PPO, n_steps=n_steps, batch_size=8, engine="autograd", policy_kwargs=policy_kwargs)
+    )
+    batch = model._make_batch()
+    th.manual_seed(1)
+    perturb(model.policy)
+    return model.policy, batch
+
+
+def pair(
+    kind: str, algorithm: type[TrustRegionAlgorithm], **kwargs: Any
+) -> tuple[TrustRegionAlgorithm, TrustRegionAlgorithm]:
+    """Two equal models with equal full buffers, one on each engine: closed form, autograd."""
+    reference = fill(model_of(kind, algorithm, engine="autograd", **kwargs))
+    closed = model_of(kind, algorithm, engine="closed_form", **kwargs)
+    hand_over(reference, closed)
+    return closed, reference
+
+
+def train(*models: TrustRegionAlgorithm) -> None:
+    """Train each, with the same minibatches."""
+    for model in models:
+        np.random.seed(7)
+        model.train()
+        assert not model.last_update.rollback_reason
+
+
+def distance(ours: Any, theirs: Any) -> float:
+    """The norm of the difference, relative to the norm of the second, in float64."""
+    ours, theirs = (th.as_tensor(x).detach().double() for x in (ours, theirs))
+    assert ours.shape == theirs.shape
+    norm = float(theirs.norm())
+    return float((ours - theirs).norm()) / (norm if norm > 0 else 1.0)
+
+
+def joined(tensors: Iterable[th.Tensor]) -> th.Tensor:
+    """One float64 vector."""
+    return th.cat([tensor.detach().double().reshape(-1) for tensor in tensors])
+
+
+def random_slopes(n: int, *names: str) -> PolicyTerms:
+    """Random derivatives with respect to these terms."""
+    return PolicyTerms(**{name: th.randn(n) for name in names})
+
+
+class Scripted(gym.Wrapper):
+    """Keeps the actions that it is given."""
+
+    def __init__(self, env: gym.Env) -> None:
+        super().__init__(env)
+        self.given: list[Any] = []
+
+    def step(self, action: Any):
+        self.given.append(np.array(action))
+        return super().step(action)
