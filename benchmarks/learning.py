@@ -29,7 +29,7 @@ import yaml
 from sb3_trust.plots import read_updates
 
 HERE = Path(__file__).parent
-EPISODES = 100  # of the final evaluation
+EPISODES = 100  # of the final evaluation, unless the grid says otherwise
 COLUMNS = (
     "algo", "env", "engine", "seed", "n_timesteps", "goal", "return_mean", "return_std", "episodes",
     "kl_mean", "kl_max_update", "target_kl", "rollbacks", "seconds",
@@ -47,6 +47,7 @@ class Run:
     engine: str = "auto"
     n_timesteps: int = 0
     goal: float | None = None
+    episodes: int = EPISODES
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -57,7 +58,8 @@ class Run:
 def grid(path: Path, seeds: list[int] | None = None) -> list[Run]:
     """The runs of a YAML file, seed by seed, so that a broken-off study has something of everything."""
     spec = yaml.safe_load(path.read_text())
-    return [Run(seed=seed, **entry) for seed in (seeds or spec["seeds"]) for entry in spec["runs"]]
+    common = {"episodes": spec.get("episodes", EPISODES)}
+    return [Run(seed=seed, **common, **entry) for seed in (seeds or spec["seeds"]) for entry in spec["runs"]]
 
 
 def execute(run: Run, folder: Path) -> dict[str, object]:
@@ -65,7 +67,7 @@ def execute(run: Run, folder: Path) -> dict[str, object]:
     log_folder = folder / f"{run.algo}-{run.env}-{run.seed}-{time.time_ns()}"
     command = [sys.executable, "-m", "sb3_trust", "train", "--algo", run.algo, "--env", run.env]
     command += ["--seed", str(run.seed), "-f", str(log_folder), "--eval-freq", "-1", "--num-threads", "1"]
-    command += ["--log-interval", "-2", "--device", "cpu", "--eval-episodes", str(EPISODES)]
+    command += ["--log-interval", "-2", "--device", "cpu", "--eval-episodes", str(run.episodes)]
     if run.engine != "auto":
         command += ["--hyperparams", f"engine:'{run.engine}'"]
     if run.n_timesteps:

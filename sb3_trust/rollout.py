@@ -8,13 +8,15 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trust.engines.base import PolicyEngine, Stepper
 from sb3_trust.finite_guard import FiniteGuard
 from sb3_trust.vector_env import stepping
+
+STOCK_CALLBACKS = ("stable_baselines3.common.callbacks", "rl_zoo3.callbacks", "sb3_trust.recorder")
 
 
 def collect(
@@ -105,15 +107,19 @@ def collect(
 
 def is_stock(callback: Any) -> bool:
     """
-    Whether a callback, with all that it calls, is SB3's own: those read nothing of a step but what the
-    environments returned, and change nothing of the policy.
+    Whether a callback, with all that it calls, is SB3's own, the Zoo's or ours: those read nothing of a step
+    but what the environments returned, and change nothing of the policy.
     """
-    if callback is None:
-        return True
-    if not type(callback).__module__.startswith("stable_baselines3.common.callbacks"):
+    if type(callback).__module__ not in STOCK_CALLBACKS:
         return False
-    nested = [*getattr(callback, "callbacks", ())]
-    nested += [getattr(callback, name, None) for name in ("callback", "callback_after_eval")]
+    nested: list[Any] = []
+    for name, value in vars(callback).items():
+        if name == "callbacks":
+            nested += value
+        elif isinstance(value, BaseCallback) and name != "parent":
+            nested.append(value)
+    if isinstance(callback, ConvertCallback) and callback.callback is not None:
+        return False
     return all(map(is_stock, nested))
 
 

@@ -54,7 +54,7 @@ def as_returned(actions: np.ndarray, space: spaces.Space) -> th.Tensor:
     tensor = th.as_tensor(actions)
     if isinstance(space, spaces.Discrete):
         return tensor.long().flatten()
-    return tensor.long() if isinstance(space, spaces.MultiDiscrete) else tensor.reshape(-1, *space.shape)
+    return tensor.long() if isinstance(space, spaces.MultiDiscrete) else tensor.float()
 
 
 def replay(
@@ -76,7 +76,7 @@ def replay(
     def forward(observations, deterministic=False):
         actions = as_returned(next(steps), theirs.action_space)
         values, log_prob, _ = policy.evaluate_actions(observations, actions)
-        return actions, values, log_prob
+        return actions.reshape(-1, *theirs.action_space.shape), values, log_prob
 
     policy.forward = forward
     result = collect(theirs, callback, len(buffers))

@@ -10,15 +10,15 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import SubprocVecEnv
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from sb3_trust import PPO
 from sb3_trust.engines.autograd import AutogradEngine
 from sb3_trust.engines.closed_form import ClosedFormEngine
 from sb3_trust.rollout import compute_returns
 from tests.replay import assert_same, collect, normalized, oracle_for, replay
-from tests.twins import distance, engines, policy_of
-from tests.worlds import ACTION_SPACES, DICT, PERCEPTRONS, VECTOR, World, model_of
+from tests.twins import distance, engines, perturb, policy_of
+from tests.worlds import ACTION_SPACES, DICT, PERCEPTRONS, VECTOR, World, model_of, world
 
 
 class Look(BaseCallback):
@@ -29,7 +29,9 @@ class Look(BaseCallback):
 
 
 def model_on(kind, n_envs=2, n_steps=40, **kwargs):
-    return model_of(kind, PPO, n_envs, n_steps, engine="closed_form", **kwargs)
+    model = model_of(kind, PPO, n_envs, n_steps, engine="closed_form", **kwargs)
+    perturb(model.policy, 0.3)
+    return model
 
 
 @pytest.mark.parametrize("watched", [False, True])
@@ -49,9 +51,7 @@ def test_two_rollouts_are_those_of_sb3s_loop_with_the_same_actions(kind, n_envs,
 
 
 def test_a_time_limit_is_bootstrapped_and_an_end_is_not():
-    model = model_on("box", n_envs=1)
-    plain = model_on("box", n_envs=1, gamma=0.0)
-    (buffer,), (without,) = collect(model), collect(plain)
+    (buffer,), (without,) = (collect(model_on("box", n_envs=1, gamma=gamma)) for gamma in (0.9, 0.0))
     np.testing.assert_array_equal(buffer["actions"], without["actions"])
     changed = np.flatnonzero(buffer["rewards"] != without["rewards"])
     # of episodes of seven steps every second one is truncated
@@ -59,7 +59,7 @@ def test_a_time_limit_is_bootstrapped_and_an_end_is_not():
 
 
 @pytest.mark.parametrize("watched", [False, True])
-@pytest.mark.parametrize("kind", ["box", "multi_discrete", "image"])
+@pytest.mark.parametrize("kind", ["box", "multi_discrete", "float64_observation"])
 def test_normalised_environments(kind, watched):
     model = model_on(kind)
     theirs = normalized(oracle_for(kind, model))
@@ -97,6 +97,25 @@ def test_who_watches_changes_nothing(kind):
     kept = [model._rollout.old_distribution for model in models]
     assert kept[0].shape == (40, 2, kept[0].shape[-1])
     th.testing.assert_close(*kept, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("action_space", "observation_space"),
+    [
+        (spaces.Box(-3, 3, (2,), np.int32), VECTOR),
+        (spaces.Box(-3.0, 3.0, (2,), np.float64), VECTOR),
+        (ACTION_SPACES["box"], spaces.Box(0, 10, (3,), np.int64)),
+    ],
+    ids=["integer_actions", "float64_actions", "integer_observations"],
+)
+def test_what_the_buffer_rounds_is_evaluated_as_it_was(action_space, observation_space):
+    """A buffer has the spaces' types: an integer one rounds actions, and what ``VecNormalize`` returns."""
+    buffers = []
+    for callback in (None, Look()):
+        env = VecNormalize(world(action_space, observation_space))
+        model = PPO("MlpPolicy", env, n_steps=20, batch_size=40, seed=3, device="cpu", engine="closed_form")
+        buffers += collect(model, callback)
+    assert_same(buffers[:1], buffers[1:])
 
 
 @pytest.mark.parametrize("watched", [False, True])

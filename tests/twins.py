@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
@@ -46,10 +45,11 @@ def engines(policy: ActorCriticPolicy) -> tuple[ClosedFormEngine, AutogradEngine
 
 
 @th.no_grad()
-def perturb(policy: ActorCriticPolicy, scale: float = 0.1) -> None:
-    """Move all parameters a bit, in place."""
+def perturb(policy: ActorCriticPolicy, scale: float = 0.1, seed: int = 0) -> None:
+    """Move all parameters a bit, in place, without drawing from torch's own generator."""
+    generator = th.Generator().manual_seed(seed)
     for parameter in policy.parameters():
-        parameter.add_(scale * th.randn_like(parameter))
+        parameter.add_(scale * th.randn(parameter.shape, generator=generator))
 
 
 def policy_of(
@@ -58,7 +58,7 @@ def policy_of(
     """A policy without model or environment, whose parameters, biases included, are all of some size."""
     th.manual_seed(seed)
     policy = ActorCriticPolicy(observation_space, action_space, lambda _: 1e-3, **kwargs)
-    perturb(policy, 0.3)
+    perturb(policy, 0.3, seed)
     return policy
 
 
@@ -76,7 +76,7 @@ def batch_of(policy: ActorCriticPolicy, n: int) -> Batch:
         actions = actions.flatten(1)
     old = Batch(observations, actions, th.randn(n), th.randn(n), values.flatten(), log_prob)
     old_distribution = AutogradEngine(policy).distribution_parameters(old)
-    perturb(policy, 0.05)
+    perturb(policy, 0.05, seed=n)
     moved = AutogradEngine(policy).distribution_parameters(old)
     with th.no_grad():
         for parameter, kept in zip(policy.parameters(), before, strict=True):
@@ -93,7 +93,6 @@ def filled(kind: str, n_steps: int = 40, **policy_kwargs: Any) -> tuple[ActorCri
         model_of(kind, PPO, n_steps=n_steps, batch_size=8, engine="autograd", policy_kwargs=policy_kwargs)
     )
     batch = model._make_batch()
-    th.manual_seed(1)
     perturb(model.policy)
     return model.policy, batch
 
@@ -132,15 +131,3 @@ def joined(tensors: Iterable[th.Tensor]) -> th.Tensor:
 def random_slopes(n: int, *names: str) -> PolicyTerms:
     """Random derivatives with respect to these terms."""
     return PolicyTerms(**{name: th.randn(n) for name in names})
-
-
-class Scripted(gym.Wrapper):
-    """Keeps the actions that it is given."""
-
-    def __init__(self, env: gym.Env) -> None:
-        super().__init__(env)
-        self.given: list[Any] = []
-
-    def step(self, action: Any):
-        self.given.append(np.array(action))
-        return super().step(action)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection
 from dataclasses import replace
+from typing import Any
 
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -215,6 +216,24 @@ class AutogradDescent(Descent):
         self._chosen = parameters
         self._max_grad_norm = max_grad_norm
         self._needs: Collection[str] = ()
+        self._fused: list[dict[str, Any]] = []
+
+    def __enter__(self) -> AutogradDescent:
+        """
+        Have plain Adam on the CPU step all parameters in one call instead of a dozen each; its own choice is
+        made for GPUs alone.
+        """
+        optimizer, policy = self._engine.policy.optimizer, self._engine.policy
+        plain = type(optimizer) is th.optim.Adam and policy.device.type == "cpu"
+        if plain and all(p.dtype is th.float32 for p in policy.parameters()):
+            self._fused = [group for group in optimizer.param_groups if _may_be_fused(group)]
+        for group in self._fused:
+            group["fused"] = True
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        for group in self._fused:
+            group["fused"] = None
 
     def minibatches(self, batch: Batch, size: int, needs: Collection[str]) -> list[Batch]:
         self._needs = needs
@@ -243,6 +262,11 @@ class AutogradDescent(Descent):
             norm = th.nn.utils.clip_grad_norm_(parameters, self._max_grad_norm)
         optimizer.step()
         return norm
+
+
+def _may_be_fused(group: dict[str, Any]) -> bool:
+    undecided = group.get("fused") is None and group.get("foreach") is None
+    return undecided and not (group.get("capturable") or group.get("differentiable"))
 
 
 _NO_NORM = th.tensor(math.nan)
