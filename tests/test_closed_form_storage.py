@@ -162,7 +162,7 @@ def test_a_rollout_follows_the_scaling_of_images():
 def test_a_change_between_rollout_and_update_is_seen(algorithm):
     closed, reference = pair_of(algorithm)
     for model in (closed, reference):
-        perturb(model.policy, 0.02)
+        perturb(model.policy, 0.002)
     assert_same_step(closed, reference)
 
 

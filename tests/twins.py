@@ -100,10 +100,11 @@ def filled(kind: str, n_steps: int = 40, **policy_kwargs: Any) -> tuple[ActorCri
 def pair(
     kind: str, algorithm: type[TrustRegionAlgorithm], **kwargs: Any
 ) -> tuple[TrustRegionAlgorithm, TrustRegionAlgorithm]:
-    """Two equal models with equal full buffers, one on each engine: closed form, autograd."""
+    """Equal models, closed form then autograd, with equal full buffers and the distributions that acted."""
     reference = fill(model_of(kind, algorithm, engine="autograd", **kwargs))
     closed = model_of(kind, algorithm, engine="closed_form", **kwargs)
     hand_over(reference, closed)
+    closed._rollout = replace(reference._rollout, actions=closed.rollout_buffer.actions)
     return closed, reference
 
 

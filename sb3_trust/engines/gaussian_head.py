@@ -62,7 +62,7 @@ class _EvaluatedGaussian(Evaluated):
     ) -> None:
         self._head = head
         log_std = head.log_std
-        k, n = mean.shape
+        k, n = self._shape = mean.shape
         self._inverse = np.exp(-log_std)[:, None]
         if "log_prob" in needs:
             self._z = z = actions - mean
@@ -99,4 +99,4 @@ class _EvaluatedGaussian(Evaluated):
             pull *= self._inverse
             slope = pull if slope is None else slope + pull
             gradient -= self._shrinkage @ kl
-        return np.zeros_like(self._z) if slope is None else slope
+        return np.zeros(self._shape, np.float32) if slope is None else slope

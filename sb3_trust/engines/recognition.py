@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch as th
@@ -15,6 +17,7 @@ from stable_baselines3.common.distributions import (
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from torch import nn
+from torch.optim import optimizer as optimizer_module
 
 from sb3_trust.engines.activations import Activation
 from sb3_trust.engines.inputs import InputEncoder
@@ -57,8 +60,13 @@ class Perceptrons:
     @property
     def key(self) -> tuple[Any, ...]:
         """Equal for descriptions of the same parameters in the same roles."""
-        layers = tuple(id(p) for layer in (*self.actor, *self.critic) for p in layer.parameters())
+        layers = tuple(map(id, _tensors((*self.actor, *self.critic))))
         return layers, len(self.actor), id(self.log_std), self.activation.key
+
+
+def _tensors(layers: Sequence[nn.Linear]) -> list[nn.Parameter]:
+    """Weight and bias of each layer."""
+    return [tensor for layer in layers for tensor in (layer.weight, layer.bias)]  # type: ignore[misc]
 
 
 def recognize(policy: ActorCriticPolicy) -> Perceptrons:
@@ -72,8 +80,8 @@ def recognize(policy: ActorCriticPolicy) -> Perceptrons:
     actor, actor_activations = _layers(policy.mlp_extractor.policy_net, policy.action_net)
     critic, critic_activations = _layers(policy.mlp_extractor.value_net, policy.value_net)
     log_std = policy.log_std if isinstance(policy.action_dist, DiagGaussianDistribution) else None
-    of_actor = [p for layer in actor for p in layer.parameters()] + ([] if log_std is None else [log_std])
-    of_critic = [p for layer in critic for p in layer.parameters()]
+    of_actor = _tensors(actor) + ([] if log_std is None else [log_std])
+    of_critic = _tensors(critic)
     _check_parameters(policy, of_actor + of_critic)
     _check_optimizer(policy.optimizer, of_actor + of_critic)
     _check_steps(policy.optimizer, of_actor)
@@ -91,6 +99,11 @@ def recognize(policy: ActorCriticPolicy) -> Perceptrons:
     return Perceptrons(tuple(actor), tuple(critic), log_std, activation, encoder)
 
 
+@cache
+def _methods(kind: Any) -> frozenset[str]:
+    return frozenset(name for name in dir(kind) if callable(getattr(kind, name, None)))
+
+
 def _check_policy(policy: ActorCriticPolicy) -> None:
     kind = type(policy)
     for name in _POLICY_METHODS:
@@ -106,9 +119,20 @@ def _check_policy(policy: ActorCriticPolicy) -> None:
     for module, wanted in expected:
         if type(module) is not wanted:
             raise Unserved(f"it has a {type(module).__name__}")
-    for module in policy.modules():
-        if any(getattr(module, hooks) for hooks in _MODULE_HOOKS) or "forward" in vars(module):
-            raise Unserved(f"a hook or another `forward` is set on its {type(module).__name__}")
+    for extractor in extractors:
+        inner = extractor.flatten
+        if type(inner) is not nn.Flatten or (inner.start_dim, inner.end_dim) != (1, -1):
+            raise Unserved("its extractor flattens otherwise")
+    modules = list(policy.modules())
+    for module in modules:
+        attributes = vars(module)
+        if any(attributes[hooks] for hooks in _MODULE_HOOKS):
+            raise Unserved(f"a hook is set on its {type(module).__name__}")
+    for part in (*modules, policy.action_dist):
+        # a method that is set on the object itself
+        part_kind: Any = type(part)
+        if own := vars(part).keys() & _methods(part_kind):
+            raise Unserved(f"its {type(part).__name__} has its own `{min(own)}`")
     if nn.modules.module._has_any_global_hook():
         raise Unserved("a hook is set on all modules")
 
@@ -128,6 +152,8 @@ def _layers(body: nn.Module, head: nn.Module) -> tuple[list[nn.Linear], list[nn.
 def _check_parameters(policy: ActorCriticPolicy, own: list[nn.Parameter]) -> None:
     if len({id(p) for p in own}) < len(own):
         raise Unserved("its layers share weights")
+    if len({p.data_ptr() for p in own if p.numel()}) < len([p for p in own if p.numel()]):
+        raise Unserved("its layers share storage")
     if {id(p) for p in policy.parameters()} != {id(p) for p in own} or any(True for _ in policy.buffers()):
         raise Unserved("it has parameters or buffers outside its layers")
     for parameter in own:
@@ -144,7 +170,8 @@ def _check_parameters(policy: ActorCriticPolicy, own: list[nn.Parameter]) -> Non
 def _check_optimizer(optimizer: th.optim.Optimizer, own: list[nn.Parameter]) -> None:
     if type(optimizer) is not th.optim.Adam or "step" in vars(optimizer):
         raise Unserved(f"its optimizer is not plain Adam but {type(optimizer).__name__}")
-    if any(getattr(optimizer, hooks) for hooks in _OPTIMIZER_HOOKS):
+    on_all = (optimizer_module._global_optimizer_pre_hooks, optimizer_module._global_optimizer_post_hooks)
+    if any(getattr(optimizer, hooks) for hooks in _OPTIMIZER_HOOKS) or any(on_all):
         raise Unserved("a hook is set on its optimizer")
     (group, *others) = optimizer.param_groups
     if others or {id(p) for p in group["params"]} != {id(p) for p in own}:
