@@ -110,7 +110,9 @@ def is_stock(callback: Any) -> bool:
     Whether a callback, with all that it calls, is SB3's own, the Zoo's or ours: those read nothing of a step
     but what the environments returned, and change nothing of the policy.
     """
-    if type(callback).__module__ not in STOCK_CALLBACKS:
+    kind = type(callback)
+    patched = any(callable(getattr(kind, name, None)) for name in vars(callback))
+    if kind.__module__ not in STOCK_CALLBACKS or patched:
         return False
     nested: list[Any] = []
     for name, value in vars(callback).items():
@@ -119,7 +121,9 @@ def is_stock(callback: Any) -> bool:
         elif isinstance(value, BaseCallback) and name != "parent":
             nested.append(value)
     if isinstance(callback, ConvertCallback) and callback.callback is not None:
-        return False
+        # SB3's own make one of a method of theirs
+        owner = getattr(callback.callback, "__self__", None)
+        return type(owner).__module__ in STOCK_CALLBACKS
     return all(map(is_stock, nested))
 
 
@@ -184,6 +188,6 @@ def compute_returns(buffer: RolloutBuffer, last_values: th.Tensor, dones: np.nda
     multiply, add = np.multiply, np.add
     with np.errstate(invalid="ignore", over="ignore"):  # an infinite reward: the update will be rolled back
         for delta, factor, target in zip(deltas[::-1], decay[::-1], buffer.advantages[::-1], strict=True):
-            multiply(factor, advantage, target)
-            advantage = add(delta, target, target)
+            advantage = add(delta, multiply(factor, advantage))
+            target[...] = advantage
         buffer.returns = buffer.advantages + buffer.values

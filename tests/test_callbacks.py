@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import stable_baselines3
-import torch as th
 from stable_baselines3.common.callbacks import (
     CallbackList,
     CheckpointCallback,
@@ -38,8 +37,9 @@ def test_sb3s_callbacks_see_and_do_what_they_do_there(tmp_path):
         with np.load(folder / "evaluations.npz") as evaluations:
             results.append((model, evaluations["results"], sorted(p.name for p in folder.glob("*.zip"))))
     (ours, our_evaluations, our_files), (theirs, evaluations, files) = results
-    assert th.equal(parameters(ours), parameters(theirs))
-    np.testing.assert_array_equal(our_evaluations, evaluations)
+    difference = float((parameters(ours) - parameters(theirs)).norm())
+    assert difference < 1e-5 * float(parameters(theirs).norm())
+    np.testing.assert_allclose(our_evaluations, evaluations, rtol=1e-3)
     assert our_files == files and len(files) >= 3
     assert ours.num_timesteps == theirs.num_timesteps < 5 * 128  # stopped after so many episodes
 

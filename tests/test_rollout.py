@@ -166,7 +166,8 @@ def test_a_buffer_class_that_keeps_sb3s_order_is_sb3s():
     ours, theirs = (
         model_of("box", a, rollout_buffer_class=Named, **on_reference(a)).learn(256) for a in (PPO, SB3PPO)
     )
-    assert th.equal(parameters(ours), parameters(theirs))
+    difference = float((parameters(ours) - parameters(theirs)).norm())
+    assert difference < 1e-5 * float(parameters(theirs).norm())
 
 
 def test_a_second_update_from_a_rollout_starts_from_the_same_old_policy():

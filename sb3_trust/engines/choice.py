@@ -31,7 +31,7 @@ def choose_engine(policy: ActorCriticPolicy, wanted: str, present: PolicyEngine 
                     f"which cannot serve it exactly: {reason}"
                 ) from None
         else:
-            if isinstance(present, ClosedFormEngine) and present.perceptrons.key == perceptrons.key:
+            if isinstance(present, ClosedFormEngine) and present.perceptrons.same_as(perceptrons):
                 return present
             return ClosedFormEngine(policy, perceptrons)
     return present if isinstance(present, AutogradEngine) else AutogradEngine(policy)

@@ -222,7 +222,7 @@ class ClosedFormEvaluation(Evaluation):
         for x, workspace, evaluated in self._chunks:
             rows = slice(start, start + workspace.n)
             flat.gradients.fill(0.0)
-            workspace.backward(x, slopes(evaluated, derivatives, rows))
+            workspace.backward(x, slopes(evaluated, workspace.outputs, derivatives, rows))
             total += flat.gradients
             start = rows.stop
         views = {id(p): view for p, view in flat.views(total.astype(np.float32))}

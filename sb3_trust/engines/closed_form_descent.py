@@ -25,9 +25,12 @@ NORM_ROUNDING = 1e-6
 
 
 def slopes(
-    evaluated: Evaluated | None, derivatives: PolicyTerms, rows: slice = slice(None)
+    evaluated: Evaluated | None,
+    outputs: list[FloatArray],
+    derivatives: PolicyTerms,
+    rows: slice = slice(None),
 ) -> list[FloatArray]:
-    """Derivatives with respect to each network's outputs, [k, n]."""
+    """Derivatives with respect to each network's ``outputs``, [k, n]; none at all counts as zero."""
 
     def of(term: Array | None) -> np.ndarray | None:
         if isinstance(term, th.Tensor):
@@ -36,11 +39,11 @@ def slopes(
 
     result = []
     if evaluated is not None:
-        result.append(
-            evaluated.pull_back(of(derivatives.log_prob), of(derivatives.entropy), of(derivatives.kl))
-        )
-    if (values := of(derivatives.values)) is not None:
-        result.append(values[None, :])
+        log_prob, entropy, kl = map(of, (derivatives.log_prob, derivatives.entropy, derivatives.kl))
+        result.append(evaluated.pull_back(log_prob, entropy, kl))
+    if len(result) < len(outputs):  # the critic, too
+        values = of(derivatives.values)
+        result.append(np.zeros_like(outputs[-1]) if values is None else values[None, :])
     return result
 
 
@@ -199,7 +202,7 @@ class ClosedFormDescent(Descent):
 
     def step(self, derivatives: PolicyTerms) -> float:
         minibatch, workspace, evaluated = self._last
-        workspace.backward(minibatch.x, slopes(evaluated, derivatives))
+        workspace.backward(minibatch.x, slopes(evaluated, workspace.outputs, derivatives))
         gradient = self._gradient
         norm = math.sqrt(np.vdot(gradient, gradient))
         scale = self._max_grad_norm / (norm + NORM_ROUNDING)

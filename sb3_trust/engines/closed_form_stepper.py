@@ -26,7 +26,9 @@ class ClosedFormStepper(Stepper):
 
     def __init__(self, engine: ClosedFormEngine, buffer: RolloutBuffer, n_steps: int, watched: bool) -> None:
         super().__init__(engine.policy, buffer)
-        self._engine, self._watched = engine, watched
+        # what the buffer would round is not computed from the buffer
+        self._watched = watched or not np.can_cast(engine.head.action_dtype, buffer.actions.dtype)
+        self._engine = engine
         self._head, self._encoder = engine.head, engine.encoder
         n_envs = buffer.n_envs
         flat = engine.parameters
@@ -55,6 +57,8 @@ class ClosedFormStepper(Stepper):
 
     def act(self, observations: np.ndarray | dict[str, np.ndarray]) -> np.ndarray:
         assert not isinstance(observations, dict)
+        if self._step == 0 and not np.can_cast(observations.dtype, self.buffer.observations.dtype):
+            self._watched = True
         if self._watched:
             self._engine.parameters.read()
         self._encoder.write(observations, self._x[:-1])
@@ -94,6 +98,7 @@ class ClosedFormStepper(Stepper):
     ) -> None:
         row = self._encoder.rows(np.asarray(observation)[None])
         if self._watched:
+            self._engine.parameters.read()
             rewards[index] += gamma * self._engine.values(row)[0]
         else:
             self._terminal.append((self.buffer.pos, index, row[0].copy(), gamma))

@@ -19,6 +19,8 @@ class CategoricalHead(Head):
     :param flat: whether an action is a number (Discrete) and not a vector (MultiDiscrete)
     """
 
+    action_dtype = np.int64
+
     def __init__(self, sizes: list[int], flat: bool) -> None:
         ends = np.cumsum(sizes).tolist()
         self._flat = flat

@@ -88,13 +88,18 @@ class FlatParameters:
 
     @th.no_grad()
     def write(self, part: slice) -> None:
-        """Give the policy's tensors, in place, what a part of the array holds, and their gradients."""
+        """
+        Give the policy's tensors, in place, what a part of the array holds, and their gradients; the others
+        have none.
+        """
         chosen = {id(p) for p in self.within(part)}
         pairs = zip(self.views(self.values), self.views(self.gradients), strict=True)
         for (parameter, value), (_, gradient) in pairs:
             if id(parameter) in chosen:
                 parameter.copy_(th.from_numpy(value))
                 parameter.grad = th.from_numpy(gradient.copy())
+            else:
+                parameter.grad = None
 
     @property
     def actor_part(self) -> slice:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
+from typing import ClassVar
 
 import numpy as np
 import torch as th
@@ -34,7 +35,13 @@ class Evaluated:
 
 
 class Head(ABC):
-    """How a network's outputs make an action distribution."""
+    """
+    How a network's outputs make an action distribution.
+
+    :cvar action_dtype: of :meth:`sample`
+    """
+
+    action_dtype: ClassVar[type[np.generic]] = np.float32
 
     @abstractmethod
     def encode(self, actions: th.Tensor) -> np.ndarray:

@@ -32,6 +32,11 @@ class InputEncoder:
         self._offsets = np.cumsum([0, *self._sizes[:-1]])
         self.n_inputs = get_flattened_obs_dim(space)
 
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal for encoders that do the same."""
+        return tuple(self._sizes), self._scaled, self.n_inputs
+
     def write(self, observations: np.ndarray, inputs: np.ndarray) -> None:
         """
         :param observations: [n, ...]

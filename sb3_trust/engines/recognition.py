@@ -39,7 +39,7 @@ class Unserved(Exception):
     """The closed-form engine cannot serve a policy exactly; its argument says why."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Perceptrons:
     """
     A policy that is two multilayer perceptrons.
@@ -57,11 +57,19 @@ class Perceptrons:
     activation: Activation
     encoder: InputEncoder
 
-    @property
-    def key(self) -> tuple[Any, ...]:
-        """Equal for descriptions of the same parameters in the same roles."""
-        layers = tuple(map(id, _tensors((*self.actor, *self.critic))))
-        return layers, len(self.actor), id(self.log_std), self.activation.key
+    def __post_init__(self) -> None:
+        # what the layers hold now: whoever gives a layer another parameter makes it another policy
+        object.__setattr__(self, "_tensors", (*_tensors(self.actor), *_tensors(self.critic), self.log_std))
+
+    def same_as(self, other: Perceptrons) -> bool:
+        """Whether both describe the same parameters in the same roles."""
+        pairs = zip(self._tensors, other._tensors, strict=False)  # type: ignore[attr-defined]
+        return (
+            all(mine is theirs for mine, theirs in pairs)
+            and (len(self.actor), len(self.critic)) == (len(other.actor), len(other.critic))
+            and self.activation.key == other.activation.key
+            and self.encoder.key == other.encoder.key
+        )
 
 
 def _tensors(layers: Sequence[nn.Linear]) -> list[nn.Parameter]:
