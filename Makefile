@@ -29,6 +29,7 @@ types: $(installed)
 	$(bin)/mypy sb3_trust
 
 bench: $(installed)
+	OMP_NUM_THREADS=1 $(bin)/python benchmarks/microbenchmarks.py
 	OMP_NUM_THREADS=1 $(bin)/python benchmarks/speed.py $(ARGS)
 
 $(installed): pyproject.toml constraints.txt

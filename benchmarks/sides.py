@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -151,5 +152,6 @@ def use_threads(threads: int) -> None:
     """The threads of torch and of NumPy's BLAS."""
     from threadpoolctl import threadpool_limits
 
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # or ours would choose for itself
     th.set_num_threads(threads)
     threadpool_limits(threads)

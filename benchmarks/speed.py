@@ -174,7 +174,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rollouts", type=int, default=3, help="in each repeat")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--sbx-python", type=Path, help="interpreter of an environment with sbx-rl")
+    parser.add_argument(
+        "--sbx-python",
+        type=Path,
+        help="interpreter of an environment with sbx-rl, threadpoolctl and gymnasium[mujoco]",
+    )
     parser.add_argument("--results", type=Path, default=HERE / "results" / "speed.csv")
     parser.add_argument("--memory-of", choices=list(SIDES), help=argparse.SUPPRESS)
     args = parser.parse_args()

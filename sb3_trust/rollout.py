@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch as th
@@ -12,16 +12,18 @@ from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trust.engines.base import PolicyEngine, Stepper
+from sb3_trust.engines.base import Stepper
 from sb3_trust.finite_guard import FiniteGuard
 from sb3_trust.vector_env import stepping
+
+if TYPE_CHECKING:
+    from sb3_trust.algorithms.base import TrustRegionAlgorithm
 
 STOCK_CALLBACKS = ("stable_baselines3.common.callbacks", "rl_zoo3.callbacks", "sb3_trust.recorder")
 
 
 def collect(
-    algorithm: OnPolicyAlgorithm,
-    engine: PolicyEngine,
+    algorithm: TrustRegionAlgorithm,
     env: VecEnv,
     callback: BaseCallback,
     rollout_buffer: RolloutBuffer,
@@ -30,7 +32,7 @@ def collect(
     """
     Fill a rollout buffer, with the callbacks, counters and local names of SB3's ``collect_rollouts``.
 
-    :param engine: its stepper acts for all environments at once
+    :param algorithm: its engine's stepper acts for all environments at once
     :return: the distribution parameters that acted, [n_steps, n_envs, n_parameters];
         ``None`` if a callback ended the rollout
     :raises ValueError: when an observation, or a reward that a normaliser would absorb, is NaN or infinite
@@ -48,6 +50,7 @@ def collect(
     callback.on_rollout_start()
 
     watched = not is_stock(callback)
+    engine = algorithm._policy_engine(choose=True)  # the callback may have changed the policy
     stepper = engine.stepper(rollout_buffer, n_rollout_steps, watched)
     step = stepping(env, watched)
     for_env = ActionTransform(algorithm)
@@ -176,7 +179,8 @@ def compute_returns(buffer: RolloutBuffer, last_values: th.Tensor, dones: np.nda
     :param last_values: values of the observations after the last step, [n_envs, 1]
     :param dones: whether the last step ended an episode, [n_envs]
     """
-    if type(buffer) not in (RolloutBuffer, DictRolloutBuffer):
+    own = "compute_returns_and_advantage" in vars(buffer)
+    if own or type(buffer) not in (RolloutBuffer, DictRolloutBuffer):
         buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
         return
     ends = dones.astype(np.float32)[None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,10 @@ def stepping(env: VecEnv, watched: bool) -> Step:
 
 
 class _Uncopied:
-    """``DummyVecEnv.step``, whose infos are those of the environments themselves until the next step."""
+    """
+    ``DummyVecEnv.step``, whose infos are those of the environments themselves, but for those that end an
+    episode.
+    """
 
     def __init__(self, env: DummyVecEnv) -> None:
         self._env = env
@@ -49,9 +53,9 @@ class _Uncopied:
             info["TimeLimit.truncated"] = truncated and not terminated
             if done:
                 info["terminal_observation"] = obs
+                info = deepcopy(info)  # the statistics of the episode are kept
                 obs, vector.reset_infos[index] = env.reset()
             vector.buf_infos[index] = info
             self._observations[index] = obs
-        return (
-            self._observations.copy(), vector.buf_rews.copy(), vector.buf_dones.copy(), vector.buf_infos,
-        )  # fmt: skip
+        rewards, dones = vector.buf_rews.copy(), vector.buf_dones.copy()
+        return self._observations.copy(), rewards, dones, list(vector.buf_infos)

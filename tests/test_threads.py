@@ -1,7 +1,5 @@
 """The number of threads during a rollout and an update, and after."""
 
-import os
-
 import pytest
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
@@ -26,8 +24,7 @@ def unset(monkeypatch):
     """Nobody has chosen, on a machine of four cores; what the process had before is put back."""
     for name in threads.VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(4)), raising=False)
+    monkeypatch.setattr(threads, "AT_IMPORT", 4)
     before = th.get_num_threads()
     th.set_num_threads(4)
     yield

@@ -153,6 +153,10 @@ class TrustRegionAlgorithm(UpdateLogging):
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_engine", "_rollout", "last_update"]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies: an engine holds views of its own model's arrays."""
+        return {**self.__dict__, "_engine": None, "_rollout": None}
+
     def _policy_engine(self, choose: bool = False) -> PolicyEngine:
         """
         The engine for the policy.
@@ -170,9 +174,8 @@ class TrustRegionAlgorithm(UpdateLogging):
     ) -> bool:
         """As in SB3; keeps the distribution parameters that acted, for the exact KL divergence."""
         start = time.perf_counter()
-        engine = self._policy_engine(choose=True)
-        with engine.threads():
-            old_distribution = collect(self, engine, env, callback, rollout_buffer, n_rollout_steps)
+        with self._policy_engine(choose=True).threads():
+            old_distribution = collect(self, env, callback, rollout_buffer, n_rollout_steps)
         if old_distribution is None:
             return False
         self._rollout = _Rollout(rollout_buffer.actions, old_distribution)

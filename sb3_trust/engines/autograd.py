@@ -214,6 +214,7 @@ class AutogradDescent(Descent):
     ) -> None:
         self._engine = engine
         self._chosen = parameters
+        self._moving = list(engine.policy.parameters()) if parameters is None else parameters
         self._max_grad_norm = max_grad_norm
         self._needs: Collection[str] = ()
         self._fused: list[dict[str, Any]] = []
@@ -249,17 +250,16 @@ class AutogradDescent(Descent):
         if self._chosen is None:
             optimizer.zero_grad()
             self._last.backward(derivatives)
-            parameters = list(self._engine.policy.parameters())
         else:
             # no gradient at all for the others: to an optimizer with momentum a zero gradient is a step
             optimizer.zero_grad(set_to_none=True)
-            parameters = self._chosen
-            gradients = self._last.gradient(derivatives, parameters)
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
+            gradients = self._last.gradient(derivatives, self._moving)
+            for parameter, gradient in zip(self._moving, gradients, strict=True):
+                # laid out as the parameter is: a fused optimizer reads the memory as it lies
+                parameter.grad = th.empty_like(parameter).copy_(gradient)
         norm = _NO_NORM
         if self._chosen is None or self._max_grad_norm < math.inf:
-            norm = th.nn.utils.clip_grad_norm_(parameters, self._max_grad_norm)
+            norm = th.nn.utils.clip_grad_norm_(self._moving, self._max_grad_norm)
         optimizer.step()
         return norm
 

@@ -58,7 +58,7 @@ class ClosedFormEngine(PolicyEngine):
         self.head = head_of(self.family, self.parameters, policy)
 
     def stepper(self, buffer: RolloutBuffer, n_steps: int, watched: bool) -> Stepper:
-        if type(buffer) is not RolloutBuffer:
+        if type(buffer) is not RolloutBuffer or "add" in vars(buffer):
             # it may want to see each step, or hold something else
             return AutogradEngine(self.policy).stepper(buffer, n_steps, watched)
         return ClosedFormStepper(self, buffer, n_steps, watched)

@@ -14,6 +14,7 @@ from sb3_trust.engines.base import Descent
 from sb3_trust.engines.batch import Batch
 from sb3_trust.engines.heads import Evaluated
 from sb3_trust.engines.networks import FloatArray, Workspace
+from sb3_trust.engines.recognition import steps_made
 from sb3_trust.numerics.arrays import Array
 from sb3_trust.numerics.objectives import PolicyTerms, RolloutTerms
 
@@ -64,11 +65,6 @@ class Minibatch:
     x: FloatArray
     actions: FloatArray | None
     old: FloatArray | None
-
-
-def _steps_made(optimizer: th.optim.Optimizer, parameter: th.nn.Parameter) -> float:
-    state = optimizer.state.get(parameter)
-    return float(state["step"]) if state else 0.0
 
 
 class _Moments:
@@ -151,7 +147,7 @@ class ClosedFormDescent(Descent):
         parts = [flat.actor_part] * self._acts + [flat.critic_part] * self._judges
         self._part = slice(parts[0].start, parts[-1].stop)
         self._gradient = flat.gradients[self._part]
-        if len({_steps_made(self._engine.policy.optimizer, flat.within(part)[0]) for part in parts}) == 1:
+        if len({steps_made(self._engine.policy.optimizer, flat.within(part)[0]) for part in parts}) == 1:
             parts = [self._part]
         self._moments = [_Moments(self._engine, part) for part in parts]
 

@@ -131,7 +131,7 @@ class ClosedFormStepper(Stepper):
         return th.from_numpy(self._complete(last))[:, None]
 
     def abandon(self) -> None:
-        if not self._watched:
+        if not self._watched and self.buffer.pos:
             self._complete(np.empty((0, self._n_inputs), np.float32))
 
     def _complete(self, last: np.ndarray) -> np.ndarray:

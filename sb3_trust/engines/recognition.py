@@ -24,7 +24,7 @@ from sb3_trust.engines.inputs import InputEncoder
 
 # what a policy computes is what these compute
 _POLICY_METHODS = (
-    "forward", "evaluate_actions", "get_distribution", "predict_values", "extract_features",
+    "forward", "evaluate_actions", "get_distribution", "predict_values", "extract_features", "obs_to_tensor",
     "_get_action_dist_from_latent", "__call__",
 )  # fmt: skip
 _DISTRIBUTIONS = (
@@ -191,7 +191,13 @@ def _check_optimizer(optimizer: th.optim.Optimizer, own: list[nn.Parameter]) -> 
         raise Unserved("its learning rate is a tensor")
 
 
+def steps_made(optimizer: th.optim.Optimizer, parameter: nn.Parameter) -> float:
+    """How often the optimizer has stepped a parameter."""
+    state = optimizer.state.get(parameter)
+    return float(state["step"]) if state else 0.0
+
+
 def _check_steps(optimizer: th.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
     """All parameters of a network are stepped at once, so they must have been before."""
-    if len({float(optimizer.state[p]["step"]) if p in optimizer.state else 0.0 for p in parameters}) > 1:
+    if len({steps_made(optimizer, parameter) for parameter in parameters}) > 1:
         raise Unserved("its optimizer has made different numbers of steps within a network")

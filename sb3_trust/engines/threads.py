@@ -10,6 +10,8 @@ from functools import lru_cache
 import torch as th
 from threadpoolctl import ThreadpoolController
 
+# torch's default, the number of cores
+AT_IMPORT = th.get_num_threads()
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -21,14 +23,11 @@ def _controller() -> ThreadpoolController:
 def chosen_by_user() -> bool:
     """
     Whether somebody has said how many threads to use: by an environment variable, or by
-    ``torch.set_num_threads`` with a number that is not torch's default, the number of cores.
+    ``torch.set_num_threads`` since this package was imported.
     """
     if any(os.environ.get(name) for name in VARIABLES):
         return True
-    cores = os.cpu_count() or 1
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
-    # with two threads a core torch takes the cores
-    return th.get_num_threads() not in (cores, cores // 2, available, available // 2)
+    return th.get_num_threads() != AT_IMPORT
 
 
 @contextmanager
@@ -38,7 +37,7 @@ def one_thread() -> Iterator[None]:
     be handed out than to be multiplied. What the user has chosen stays.
     """
     before = th.get_num_threads()
-    if before == 1 or chosen_by_user():
+    if (before > 1 and chosen_by_user()) or any(os.environ.get(name) for name in VARIABLES):
         yield
         return
     th.set_num_threads(1)
