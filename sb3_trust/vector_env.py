@@ -53,8 +53,8 @@ class _Uncopied:
             info["TimeLimit.truncated"] = truncated and not terminated
             if done:
                 info["terminal_observation"] = obs
-                info = deepcopy(info)  # the statistics of the episode are kept
                 obs, vector.reset_infos[index] = env.reset()
+                info = deepcopy(info)  # the statistics of the episode are kept
             vector.buf_infos[index] = info
             self._observations[index] = obs
         rewards, dones = vector.buf_rews.copy(), vector.buf_dones.copy()
