@@ -148,6 +148,12 @@ def cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
+def peak_mb() -> int:
+    """Peak resident memory of this process in MB; ``getrusage`` would count its parent's too."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) // 1024
+
+
 def use_threads(threads: int) -> None:
     """The threads of torch and of NumPy's BLAS."""
     from threadpoolctl import threadpool_limits

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import resource
 import subprocess
 import sys
 from importlib.metadata import version
@@ -27,7 +26,7 @@ import numpy as np
 import sb3_contrib
 import stable_baselines3
 import torch as th
-from sides import CASES, Case, Timing, cpu_name, environment_alone, timed, use_threads
+from sides import CASES, Case, Timing, cpu_name, environment_alone, peak_mb, timed, use_threads
 
 import sb3_trust
 
@@ -185,7 +184,7 @@ def main() -> None:
     use_threads(args.threads)
     if args.memory_of:
         side(args.memory_of, CASES[args.cases[0]], 1, 0)
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+        print(peak_mb())
         return
     sbx = Sbx(args.sbx_python) if args.sbx_python else None
     print(f"torch {th.__version__}, numpy {np.__version__}, {args.threads} thread(s), {cpu_name()}")
