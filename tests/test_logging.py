@@ -201,3 +201,12 @@ def test_figure_of_a_run_that_ended_early(tmp_path):
         "no episode ended",
         "no update",
     ]
+
+
+def test_a_value_that_no_longer_applies_is_not_half_forgotten(tmp_path):
+    """The last update's target is 0: it takes no step and has no gradient norm, as the ones before it had."""
+    model = model_of("box", TRPO, target_kl="lin_0.02", n_steps=64)
+    model.set_logger(configure(str(tmp_path), ["csv", "stdout"]))
+    model.learn(4 * 128, log_interval=4)
+    (row,) = csv.DictReader((tmp_path / "progress.csv").open())
+    assert row["train/target_kl"] == "0.0" and "train/gradient_norm" not in row

@@ -50,7 +50,12 @@ class UpdateLogging(OnPolicyAlgorithm):
         """Log an update; ends ``train``."""
         items = statistics.log_items()
         for name in statistics.log_names() - items.keys():
-            self.logger.name_to_value.pop(f"train/{name}", None)  # an earlier update's, not yet written
+            for values in (
+                self.logger.name_to_value,
+                self.logger.name_to_excluded,
+                self.logger.name_to_count,
+            ):
+                values.pop(f"train/{name}", None)  # an earlier update's, not yet written
         for name, value in items.items():
             exclude = "tensorboard" if name in ("n_updates", "rollback_reason") else None
             self.logger.record(f"train/{name}", value, exclude=exclude)

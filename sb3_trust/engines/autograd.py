@@ -21,8 +21,9 @@ from sb3_trust.numerics.objectives import PolicyTerms, RolloutTerms
 
 # more states than this tell no more about which parameters an output depends on
 PROBE_SIZE = 256
-# states that are evaluated at once where no gradient is asked for: bounds the memory that images take
+# states that are evaluated at once where no gradient is asked for, and fewer of them where each is large
 CHUNK_SIZE = 1024
+CHUNK_ENTRIES = 2**23
 
 
 def _pairs(outputs: PolicyTerms, derivatives: PolicyTerms) -> tuple[list[th.Tensor], list[th.Tensor]]:
@@ -33,6 +34,13 @@ def _pairs(outputs: PolicyTerms, derivatives: PolicyTerms) -> tuple[list[th.Tens
     named = [(getattr(outputs, name), getattr(derivatives, name)) for name in fields]
     chosen = [(output, slope) for output, slope in named if slope is not None and output.requires_grad]
     return [output for output, _ in chosen], [slope for _, slope in chosen]
+
+
+def _chunk_size(batch: Batch) -> int:
+    observations = batch.observations
+    parts = observations.values() if isinstance(observations, dict) else [observations]
+    entries = sum(part.numel() for part in parts) // max(len(batch), 1)
+    return max(1, min(CHUNK_SIZE, CHUNK_ENTRIES // max(entries, 1)))
 
 
 def _detached(terms: PolicyTerms) -> PolicyTerms:
@@ -104,7 +112,9 @@ class AutogradEngine(PolicyEngine):
 
     def measure(self, batch: Batch, needs: Collection[str]) -> PolicyTerms:
         with th.no_grad():
-            parts = [self._outputs(chunk, needs, kl_dtype=th.float64) for chunk in batch.chunks(CHUNK_SIZE)]
+            parts = [
+                self._outputs(chunk, needs, kl_dtype=th.float64) for chunk in batch.chunks(_chunk_size(batch))
+            ]
         columns = {name: [getattr(part, name) for part in parts] for name in vars(parts[0])}
         return PolicyTerms(
             **{name: None if column[0] is None else th.cat(column) for name, column in columns.items()}
@@ -137,7 +147,7 @@ class AutogradEngine(PolicyEngine):
 
     def distribution_parameters(self, batch: Batch) -> th.Tensor:
         with th.no_grad():
-            chunks = batch.chunks(CHUNK_SIZE)
+            chunks = batch.chunks(_chunk_size(batch))
             return th.cat([self.family.of(self.policy.get_distribution(c.observations)) for c in chunks])
 
     def fisher_vector_product(self, batch: Batch) -> Callable[[th.Tensor], th.Tensor]:
