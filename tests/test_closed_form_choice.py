@@ -37,7 +37,7 @@ def test_auto_takes_the_closed_form_for_perceptrons(kind):
     {"share_features_extractor": False},
     {"ortho_init": False, "log_std_init": -1.0},
     {"optimizer_kwargs": {"weight_decay": 0.1, "betas": (0.5, 0.9), "eps": 1e-3}},
-], ids=str)  # fmt: skip
+])  # fmt: skip
 def test_auto_takes_the_closed_form_whatever_shape_and_options(kwargs):
     assert type(choose_engine(fresh(**kwargs), "auto", None)) is ClosedFormEngine
 
