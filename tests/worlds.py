@@ -181,6 +181,15 @@ def parameters(model: OnPolicyAlgorithm) -> th.Tensor:
     return th.cat([p.detach().double().reshape(-1) for p in model.policy.parameters()])
 
 
+def agree(ours: OnPolicyAlgorithm, theirs: OnPolicyAlgorithm) -> bool:
+    """
+    Whether two models have the same parameters to rounding: Adam's one call for all parameters and its loop
+    over them round differently.
+    """
+    difference = (parameters(ours) - parameters(theirs)).norm()
+    return bool(difference < 1e-5 * parameters(theirs).norm())
+
+
 def state(model: OnPolicyAlgorithm) -> list[th.Tensor]:
     """Copies of parameters, buffers and optimizer state."""
     policy = model.policy
