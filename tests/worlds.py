@@ -169,6 +169,10 @@ def on_reference(algorithm: type[OnPolicyAlgorithm]) -> dict[str, Any]:
     return {"engine": "autograd"} if issubclass(algorithm, TrustRegionAlgorithm) else {}
 
 
+# Adam's loop over the parameters, which rounds otherwise than its one call for all
+LOOP = {"optimizer_kwargs": {"foreach": False}}
+
+
 def hand_over(source: OnPolicyAlgorithm, target: OnPolicyAlgorithm) -> None:
     """Give the target model a copy of the rollout that the source model collected."""
     names = ("observations", "actions", "rewards", "episode_starts", "values", "log_probs", "advantages")
@@ -179,15 +183,6 @@ def hand_over(source: OnPolicyAlgorithm, target: OnPolicyAlgorithm) -> None:
 def parameters(model: OnPolicyAlgorithm) -> th.Tensor:
     """All parameters of the policy as one float64 vector."""
     return th.cat([p.detach().double().reshape(-1) for p in model.policy.parameters()])
-
-
-def agree(ours: OnPolicyAlgorithm, theirs: OnPolicyAlgorithm) -> bool:
-    """
-    Whether two models have the same parameters to rounding: Adam's one call for all parameters and its loop
-    over them round differently.
-    """
-    difference = (parameters(ours) - parameters(theirs)).norm()
-    return bool(difference < 1e-5 * parameters(theirs).norm())
 
 
 def state(model: OnPolicyAlgorithm) -> list[th.Tensor]:

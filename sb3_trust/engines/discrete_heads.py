@@ -121,12 +121,6 @@ class BernoulliHead(Head):
     def __init__(self, size: int) -> None:
         self._size = size
 
-    def encode(self, actions: th.Tensor) -> np.ndarray:
-        return actions.reshape(len(actions), -1).float().numpy()
-
-    def encode_old(self, parameters: th.Tensor) -> np.ndarray:
-        return parameters.float().numpy()
-
     def evaluate(
         self, outputs: np.ndarray, actions: np.ndarray, old: np.ndarray | None, needs: Collection[str]
     ) -> Evaluated:

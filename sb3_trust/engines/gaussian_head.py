@@ -26,12 +26,6 @@ class GaussianHead(Head):
         self.log_std = log_std
         self.gradient = gradient
 
-    def encode(self, actions: th.Tensor) -> np.ndarray:
-        return actions.reshape(len(actions), -1).float().numpy()
-
-    def encode_old(self, parameters: th.Tensor) -> np.ndarray:
-        return parameters.float().numpy()
-
     def evaluate(
         self, outputs: np.ndarray, actions: np.ndarray, old: np.ndarray | None, needs: Collection[str]
     ) -> Evaluated:

@@ -43,13 +43,13 @@ class Head(ABC):
 
     action_dtype: ClassVar[type[np.generic]] = np.float32
 
-    @abstractmethod
     def encode(self, actions: th.Tensor) -> np.ndarray:
         """Actions as :meth:`evaluate` takes them, sample by sample: [n, k]."""
+        return actions.reshape(len(actions), -1).float().numpy()
 
-    @abstractmethod
     def encode_old(self, parameters: th.Tensor) -> np.ndarray:
         """Old distribution parameters [n, n_parameters] as :meth:`evaluate` takes them: [n, ...]."""
+        return parameters.float().numpy()
 
     @abstractmethod
     def evaluate(
