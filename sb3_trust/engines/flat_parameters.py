@@ -17,8 +17,8 @@ class FlatParameters:
     Copies of the parameters of actor and critic as the networks of the closed form take them: ``[W | b]``
     of each layer, the actor's, then log sigma, then the critic's, all in one array.
 
-    The policy's own tensors are read when asked, and written when asked; they are never rebound, and
-    nothing of theirs is held on to.
+    The policy's own tensors are read when asked, and written when asked, in place; their storage is never
+    rebound.
     """
 
     def __init__(self, perceptrons: Perceptrons) -> None:
