@@ -21,5 +21,6 @@ def fit_critic(engine: PolicyEngine, batch: Batch, n_epochs: int, batch_size: in
     if not parameters or not n_epochs:
         return 0.0
     with engine.descent(parameters) as descent:
+        batch = descent.prepared(batch)
         epochs = [run_epoch(descent, loss, batch, batch_size) for _ in range(n_epochs)]
     return th.cat([piece for epoch in epochs for piece in epoch.values]).mean(dtype=th.float64).item()

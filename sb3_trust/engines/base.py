@@ -58,6 +58,10 @@ class Descent(ABC):
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         return None
 
+    def prepared(self, batch: Batch) -> Batch:
+        """The same samples, with what these steps leave alone computed ahead; for this descent only."""
+        return batch
+
     @abstractmethod
     def minibatches(self, batch: Batch, size: int, needs: Collection[str]) -> Iterable[RolloutTerms]:
         """A batch in pieces of a size, in order, the last one perhaps smaller."""
