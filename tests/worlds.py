@@ -77,15 +77,26 @@ PERCEPTRONS: dict[str, tuple[spaces.Space, spaces.Space, str, dict[str, Any], bo
     "matrix_action": (spaces.Box(-1.0, 2.0, (2, 2), np.float32), VECTOR, "MlpPolicy", {}, False),
 }
 
+# logits in the hundreds would be all rounding
+WORLD_KWARGS = {"unscaled_image": {"brightest": 15}}
+
 
 class World(gym.Env):
     """
     Random observations; the reward is higher the closer the action is to one that the observation names.
 
     :param length: steps of an episode; every second episode is truncated, the others terminate
+    :param brightest: largest value of a pixel
     """
 
-    def __init__(self, action_space: spaces.Space, observation_space: spaces.Space = VECTOR, length: int = 7):
+    def __init__(
+        self,
+        action_space: spaces.Space,
+        observation_space: spaces.Space = VECTOR,
+        length: int = 7,
+        brightest: int = 255,
+    ):
+        self.brightest = brightest
         self.action_space, self.observation_space, self.length = action_space, observation_space, length
         self._episode = self._step = 0
 
@@ -97,7 +108,7 @@ class World(gym.Env):
                 choices = space.nvec if isinstance(space, spaces.MultiDiscrete) else np.full(space.shape, 2)
                 return self.np_random.integers(choices).astype(space.dtype)
             if space.dtype == np.uint8:
-                return self.np_random.integers(0, 256, space.shape, dtype=np.uint8)
+                return self.np_random.integers(0, self.brightest + 1, space.shape, dtype=np.uint8)
             return self.np_random.normal(size=space.shape).astype(space.dtype)
 
         if isinstance(self.observation_space, spaces.Dict):
@@ -143,7 +154,7 @@ def model_of(
     policy_kwargs = {**policy_kwargs, **kwargs.pop("policy_kwargs", {})}
     model = algorithm(
         policy,
-        world(action_space, observation_space, n_envs),
+        world(action_space, observation_space, n_envs, **WORLD_KWARGS.get(kind, {})),
         n_steps=n_steps,
         use_sde=use_sde,
         policy_kwargs=policy_kwargs,
