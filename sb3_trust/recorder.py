@@ -15,8 +15,9 @@ UPDATES_FILE = "updates.csv"
 class UpdateRecorder(BaseCallback):
     """
     Write ``model.last_update`` to ``updates.csv`` after each update: a row for each, with the columns
-    ``update``, ``num_timesteps`` and one for each statistic. The file is new for each ``learn()`` that
-    resets the time steps, and goes on in one that does not. Rows are there as soon as they are written.
+    ``update``, ``num_timesteps`` and one for each statistic but those of an objective of your own. The file
+    is new for each ``learn()`` that resets the time steps, and goes on in one that does not. Rows are there
+    as soon as they are written.
 
     :param folder: where the file goes; it is made if it does not exist
     :param verbose: as for any callback
@@ -55,7 +56,8 @@ class UpdateRecorder(BaseCallback):
         statistics = getattr(self.model, "last_update", None)
         if statistics is None or statistics is self._recorded or self._file is None:
             return
-        names = [field.name for field in fields(statistics)]
+        # the statistics of a user's own objective have no columns of their own: an undone update has none
+        names = [field.name for field in fields(statistics) if field.name != "of_objective"]
         writer = csv.writer(self._file)
         if self._n_rows == 0:
             writer.writerow(["update", "num_timesteps", *names])

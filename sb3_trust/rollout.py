@@ -183,15 +183,28 @@ def compute_returns(buffer: RolloutBuffer, last_values: th.Tensor, dones: np.nda
     if own or type(buffer) not in (RolloutBuffer, DictRolloutBuffer):
         buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
         return
+    with np.errstate(invalid="ignore", over="ignore"):  # an infinite reward: the update will be rolled back
+        buffer.advantages[...] = generalized_advantages(buffer, buffer.values, last_values, dones)
+        buffer.returns = buffer.advantages + buffer.values
+
+
+def generalized_advantages(
+    buffer: RolloutBuffer, values: np.ndarray, last_values: th.Tensor, dones: np.ndarray
+) -> np.ndarray:
+    """
+    The advantages of a rollout, [n_steps, n_envs], from its rewards and any values of its states.
+
+    :param values: [n_steps, n_envs]
+    """
     ends = dones.astype(np.float32)[None]
     alive = 1.0 - np.concatenate([buffer.episode_starts[1:], ends])
-    following = np.concatenate([buffer.values[1:], last_values.cpu().numpy().reshape(1, -1)])
-    deltas = buffer.rewards + buffer.gamma * following * alive - buffer.values
+    following = np.concatenate([values[1:], last_values.cpu().numpy().reshape(1, -1)])
+    deltas = buffer.rewards + buffer.gamma * following * alive - values
     decay = (buffer.gamma * buffer.gae_lambda) * alive
+    advantages = np.empty_like(deltas)
     advantage = np.zeros_like(deltas[0])
     multiply, add = np.multiply, np.add
-    with np.errstate(invalid="ignore", over="ignore"):  # an infinite reward: the update will be rolled back
-        for delta, factor, target in zip(deltas[::-1], decay[::-1], buffer.advantages[::-1], strict=True):
-            advantage = add(delta, multiply(factor, advantage))
-            target[...] = advantage
-        buffer.returns = buffer.advantages + buffer.values
+    for delta, factor, target in zip(deltas[::-1], decay[::-1], advantages[::-1], strict=True):
+        advantage = add(delta, multiply(factor, advantage))
+        target[...] = advantage
+    return advantages

@@ -24,12 +24,16 @@ COMMON = {
     "sde_sample_freq": [-2, 0.5],
     "stats_window_size": [0, -1, 2.5],
     "seed": [-1, 0.5],
+    "critic_learning_rate": [0.0, -1e-3, math.nan, "fast"],
+    "log_std_bounds": [(1.0,), (2.0, -5.0), (-5.0, math.inf), (-5.0, math.nan), 2.0, "wide", (0.5, 2.0)],
     "engine": ["closed-form", "Auto", None, 1],
 }
 MINIBATCH = {
     "n_epochs": [0, -1, 1.5],
     "vf_coef": [-0.5, math.nan],
     "max_grad_norm": [0.0, -1.0, math.nan],
+    "max_kl": [0.0, -0.01, math.nan, math.inf, "lin_0.01"],
+    "recompute_advantages": [1, "yes", None],
 }
 OWN = {
     PPO: {
@@ -37,6 +41,12 @@ OWN = {
         "clip_range": [0.0, -0.2, math.nan, "0.2", None],
         "clip_range_vf": [0.0, -0.2, math.nan, "0.2"],
         "target_kl": [0.0, -0.01, math.nan, math.inf, "lin_0.01"],
+        "value_clip": ["min", None, "max"],  # without a `clip_range_vf` there is no larger of two
+        "dual_clip": [1.0, 0.5, math.nan, math.inf],
+        "kl_stop": ["always", None, "exact"],  # without a `target_kl` there is nothing to stop at
+        "learning_rate_kl_target": [0.0, -0.01, math.nan, math.inf, "lin_0.01"],
+        "learning_rate_kl_interval": ["minibatch", None, "epoch"],  # without a target nothing adapts
+        "objective": [1, "spo", math.sqrt],
     },
     PPOPenalty: {
         **MINIBATCH,

@@ -10,12 +10,8 @@ import torch as th
 from sb3_trust import PPO, TRPO, PPOPenalty
 from sb3_trust.engines.autograd import AutogradEngine
 from sb3_trust.engines.closed_form import CHUNK_SIZE
-from sb3_trust.numerics.objectives import (
-    ClippedSurrogateLoss,
-    PenalizedSurrogateLoss,
-    SurrogateObjective,
-    ValueLoss,
-)
+from sb3_trust.numerics.losses import ClippedSurrogateLoss, PenalizedSurrogateLoss, ValueLoss
+from sb3_trust.numerics.objectives import SurrogateObjective
 from tests.test_engine import in_float64
 from tests.twins import (
     ACTIVATIONS,

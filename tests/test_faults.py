@@ -7,6 +7,7 @@ import torch as th
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from sb3_trust import PPO, TRPO, PPOPenalty
+from sb3_trust.engines.base import DescentOptions
 from tests.worlds import (
     fill,
     identical,
@@ -154,7 +155,7 @@ def test_moving_statistics_and_any_optimizer_are_put_back(algorithm, optimizer):
 def test_an_exception_in_an_update_leaves_the_weights_as_they_were(algorithm, monkeypatch):
     model = trained(algorithm)
     before, calls = state(model), []
-    kind = type(model._policy_engine().descent())
+    kind = type(model._policy_engine().descent(model._make_batch(), DescentOptions()))
     step = kind.step
 
     def interrupted(self, *args):

@@ -7,12 +7,10 @@ import pytest
 import torch as th
 import torch.nn.functional as F
 
+from sb3_trust.numerics.losses import ClippedSurrogateLoss, PenalizedSurrogateLoss, ValueLoss
 from sb3_trust.numerics.objectives import (
-    ClippedSurrogateLoss,
-    PenalizedSurrogateLoss,
     PolicyTerms,
     SurrogateObjective,
-    ValueLoss,
     approximate_kl,
     normalize_advantages,
 )

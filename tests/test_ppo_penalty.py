@@ -8,7 +8,7 @@ import torch as th
 
 from sb3_trust import PPOPenalty
 from sb3_trust.numerics.kl_coefficient import next_coefficient, preset
-from sb3_trust.numerics.objectives import PenalizedSurrogateLoss
+from sb3_trust.numerics.losses import PenalizedSurrogateLoss
 from tests.worlds import KINDS, fill, identical, model_of, parameters, policy_parameters, state
 
 

@@ -16,8 +16,9 @@ from stable_baselines3.common.utils import obs_as_tensor
 from torch.distributions import kl_divergence
 
 from sb3_trust import TRPO
+from sb3_trust.algorithms.natural_gradient import NaturalGradient
+from sb3_trust.algorithms.statistics import TRPOStatistics
 from sb3_trust.engines.vectors import flatten
-from sb3_trust.numerics.conjugate_gradient import conjugate_gradient
 from sb3_trust.numerics.objectives import SurrogateObjective, normalize_advantages
 from tests.worlds import ACTION_SPACES, KINDS, fill, identical, model_of, policy_parameters, state, world
 
@@ -97,17 +98,10 @@ def contrib_direction(model, batch):
 
 
 def our_direction(model, batch):
-    engine = model._policy_engine()
-    surrogate = SurrogateObjective()
     batch = batch.with_advantages(normalize_advantages(batch.advantages))
-    evaluation = engine.evaluate(batch, surrogate.needs)
-    slopes = surrogate.derivatives(evaluation.terms, batch)
-    gradient = flatten(evaluation.gradient(slopes, engine.partition(batch).policy)).double()
-    fisher = model._fisher(batch)
-    damping = model.cg_damping
-    return gradient, conjugate_gradient(
-        lambda v: fisher(v) + damping * v, gradient, model.cg_max_steps, model.cg_tolerance
-    ).x
+    natural = NaturalGradient(model._policy_engine(), batch, SurrogateObjective(), 1, None, TRPOStatistics())
+    direction = natural.direction(model.cg_damping, model.cg_max_steps, model.cg_tolerance)
+    return natural.gradient, direction.x
 
 
 def test_search_direction_is_contribs_on_discrete_actions():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -17,8 +18,10 @@ from sb3_trust.errors import (
     check_number,
     check_number_or_schedule,
     check_optional,
+    is_number,
     reject,
 )
+from sb3_trust.numerics.schedules import check_target
 
 if TYPE_CHECKING:
     from sb3_trust.algorithms.base import TrustRegionAlgorithm
@@ -60,11 +63,30 @@ def check_common_arguments(model: TrustRegionAlgorithm) -> None:
     check_integer("n_steps", model.n_steps, 1)
     check_number("gamma", model.gamma, 0.0, 1.0)
     check_number("gae_lambda", model.gae_lambda, 0.0, 1.0)
+    check_optional(check_target, "critic_learning_rate", model.critic_learning_rate)
     check_number("ent_coef", model.ent_coef)
     check_boolean("use_sde", model.use_sde)
     check_integer("sde_sample_freq", model.sde_sample_freq, -1)
     check_integer("stats_window_size", model._stats_window_size, 1)
     check_optional(check_integer, "seed", model.seed, 0)
+
+
+def check_log_std_bounds(bounds: Any, log_std: Any) -> None:
+    """
+    :param log_std: the policy's parameter, or ``None``
+    :raises InvalidArgument: unless the bounds are ``None``, or two numbers that ``log_std`` lies between
+    """
+    if bounds is None:
+        return
+    pair = isinstance(bounds, (list, tuple)) and len(bounds) == 2 and all(map(is_number, bounds))
+    if not pair or not -math.inf < bounds[0] < bounds[1] < math.inf:
+        raise reject("log_std_bounds", bounds, "`None` or two finite numbers, the lower one first")
+    if log_std is None:
+        raise reject("log_std_bounds", bounds, "`None` for a policy without a Gaussian's `log_std`")
+    low, high = log_std.min().item(), log_std.max().item()
+    if not bounds[0] <= low <= high <= bounds[1]:
+        held = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+        raise reject("log_std_bounds", bounds, f"such that the policy's log_std ({held}) lies between them")
 
 
 def check_minibatch(

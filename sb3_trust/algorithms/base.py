@@ -6,6 +6,7 @@ import math
 import time
 import warnings
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -21,21 +22,22 @@ from stable_baselines3.common.policies import (
     BasePolicy,
     MultiInputActorCriticPolicy,
 )
-from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trust.algorithms.arguments import check_common_arguments, check_spaces
+from sb3_trust.algorithms.arguments import check_common_arguments, check_log_std_bounds, check_spaces
 from sb3_trust.algorithms.critic import fit_critic
 from sb3_trust.algorithms.statistics import NonFiniteUpdate, UndoneUpdate, UpdateStatistics, finite
 from sb3_trust.algorithms.update_logging import UpdateLogging
-from sb3_trust.engines.base import PolicyEngine
+from sb3_trust.engines.base import DescentOptions, PolicyEngine
 from sb3_trust.engines.batch import Batch, flat_batch
 from sb3_trust.engines.choice import choose_engine
 from sb3_trust.engines.distributions import distribution_validation_off
 from sb3_trust.engines.snapshot import Snapshot, all_finite
 from sb3_trust.errors import InvalidArgument
 from sb3_trust.numerics.objectives import required
+from sb3_trust.numerics.schedules import value_at
 from sb3_trust.rollout import collect
 
 SelfTrustRegion = TypeVar("SelfTrustRegion", bound="TrustRegionAlgorithm")
@@ -67,6 +69,9 @@ class TrustRegionAlgorithm(UpdateLogging):
 
     A subclass says in :meth:`_update` how the policy changes.
 
+    :param critic_learning_rate: learning rate of what the value alone depends on; a number, a function of the
+        remaining progress or a string such as "lin_3e-4"; ``None``: ``learning_rate``
+    :param log_std_bounds: a Gaussian's ``log_std`` is kept between these two; ``None``: anywhere
     :param engine: "autograd": evaluate and differentiate the policy's own modules; "closed_form": two
         multilayer perceptrons on the CPU, without autograd; "auto": the fastest that is exactly right for
         the policy, looked at anew before each rollout and each update
@@ -82,9 +87,18 @@ class TrustRegionAlgorithm(UpdateLogging):
     mark: ClassVar[str]
 
     def __init__(
-        self, policy: str | type[ActorCriticPolicy], env: GymEnv | str, *, engine: str = "auto", **kwargs: Any
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        *,
+        critic_learning_rate: float | str | Schedule | None = None,
+        log_std_bounds: Sequence[float] | None = None,
+        engine: str = "auto",
+        **kwargs: Any,
     ) -> None:
         super().__init__(policy, env, _init_setup_model=False, **kwargs)
+        self.critic_learning_rate = critic_learning_rate
+        self.log_std_bounds = log_std_bounds
         self.engine = engine
         self.n_rollbacks = 0
         self.last_update: UpdateStatistics | None = None
@@ -103,6 +117,7 @@ class TrustRegionAlgorithm(UpdateLogging):
         self._engine = None
         self._rollout = None
         self._policy_engine()  # a policy that cannot be served is refused at construction
+        check_log_std_bounds(self.log_std_bounds, getattr(self.policy, "log_std", None))
 
     def _check_arguments(self) -> None:
         """
@@ -164,8 +179,11 @@ class TrustRegionAlgorithm(UpdateLogging):
         :param choose: look at the policy anew, as it may have been changed since
         """
         if choose or self._engine is None or self._engine.policy is not self.policy:
-            self._engine = choose_engine(self.policy, self.engine, self._engine)
+            self._engine = choose_engine(self.policy, self._wanted_engine(), self._engine)
         return self._engine
+
+    def _wanted_engine(self) -> str:
+        return self.engine
 
     # ---- collecting --------------------------------------------------------------------------------------
 
@@ -283,6 +301,20 @@ class TrustRegionAlgorithm(UpdateLogging):
     def _after_update(self, statistics: UpdateStatistics, n_samples: int) -> None:
         """Move adaptive coefficients; called once a rollout, after an update that stands."""
 
-    def _fit_critic(self, batch: Batch, n_epochs: int, batch_size: int) -> float:
+    def _descent_options(self, max_grad_norm: float) -> DescentOptions:
+        """What this update's optimizer steps keep to."""
+        rate, bounds = self.critic_learning_rate, self.log_std_bounds
+        if rate is not None:
+            rate = value_at("critic_learning_rate", rate, self._current_progress_remaining)
+        return DescentOptions(
+            max_grad_norm=max_grad_norm,
+            critic_learning_rate=rate,
+            log_std_bounds=None if bounds is None else (float(bounds[0]), float(bounds[1])),
+        )
+
+    def _fit_critic(
+        self, batch: Batch, n_epochs: int, batch_size: int, max_grad_norm: float = math.inf
+    ) -> float:
         """Regress the value function on the returns, the policy left alone; the mean value loss."""
-        return fit_critic(self._policy_engine(), batch, n_epochs, batch_size)
+        options = self._descent_options(max_grad_norm)
+        return fit_critic(self._policy_engine(), batch, n_epochs, batch_size, options)

@@ -15,22 +15,13 @@ from sb3_trust.numerics.objectives import (
     Objective,
     ObjectiveValue,
     PolicyTerms,
+    RolloutArrays,
     RolloutTerms,
     normalize_advantages,
 )
 
 # refuses the step of a minibatch: ends the epoch before it
 Refusal = Callable[[PolicyTerms, RolloutTerms], bool]
-
-
-@dataclass
-class _Rows:
-    """Per-sample quantities of several minibatches, [n_minibatches, size]."""
-
-    advantages: th.Tensor
-    returns: th.Tensor
-    old_values: th.Tensor
-    old_log_prob: th.Tensor
 
 
 @dataclass
@@ -102,7 +93,7 @@ def _evaluated(
 ) -> ObjectiveValue:
     """The objective at minibatches ``start`` to ``stop``, which are of the same size."""
     rows = slice(start * size, min(stop * size, len(batch)))
-    data = _Rows(
+    data = RolloutArrays(
         *(
             getattr(batch, name)[rows].view(stop - start, -1)
             for name in ("advantages", "returns", "old_values", "old_log_prob")

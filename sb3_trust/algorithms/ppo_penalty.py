@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch as th
@@ -16,7 +16,7 @@ from sb3_trust.algorithms.statistics import MinibatchStatistics, PPOPenaltyStati
 from sb3_trust.engines.batch import Batch
 from sb3_trust.errors import check_number, check_optional, reject
 from sb3_trust.numerics.kl_coefficient import next_coefficient, preset
-from sb3_trust.numerics.objectives import PenalizedSurrogateLoss
+from sb3_trust.numerics.losses import PenalizedSurrogateLoss
 from sb3_trust.numerics.schedules import check_target, value_at
 
 DEFAULT_TARGET_KL = 0.01
@@ -82,6 +82,10 @@ class PPOPenalty(MinibatchAlgorithm):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
         *,
+        max_kl: float | None = None,
+        recompute_advantages: bool = False,
+        critic_learning_rate: float | str | Schedule | None = None,
+        log_std_bounds: Sequence[float] | None = None,
         engine: str = "auto",
     ) -> None:
         super().__init__(
@@ -104,6 +108,10 @@ class PPOPenalty(MinibatchAlgorithm):
             verbose=verbose,
             device=device,
             seed=seed,
+            max_kl=max_kl,
+            recompute_advantages=recompute_advantages,
+            critic_learning_rate=critic_learning_rate,
+            log_std_bounds=log_std_bounds,
             engine=engine,
         )
         self.batch_size = batch_size
@@ -169,6 +177,7 @@ class PPOPenalty(MinibatchAlgorithm):
         return statistics
 
     def _after_update(self, statistics: UpdateStatistics, n_samples: int) -> None:
+        super()._after_update(statistics, n_samples)
         if statistics.target_kl > 0:
             rule = preset(self.kl_rule).rule
             self.kl_coef = next_coefficient(

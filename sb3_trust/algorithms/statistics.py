@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 
 class UndoneUpdate(Exception):
@@ -64,7 +64,7 @@ class UpdateStatistics:
 
     def log_items(self) -> dict[str, float | int | str]:
         """Names and values to log: every field that applies."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
         aliases = {alias: values[name] for name, alias in self.log_aliases().items()}
         applicable = {**values, **aliases}
         return {
@@ -78,7 +78,7 @@ class UpdateStatistics:
 
     def log_names(self) -> set[str]:
         """All names under which something may be logged."""
-        return {field.name for field in fields(self)} | set(self.log_aliases().values())
+        return {item.name for item in fields(self)} | set(self.log_aliases().values())
 
     def log_aliases(self) -> dict[str, str]:
         """Fields that are logged a second time under the name that the peers' users know."""
@@ -96,6 +96,10 @@ class MinibatchStatistics(UpdateStatistics):
     :param approx_kl: the sample estimate of KL(old || new), mean over the last epoch's minibatches, as SB3
         logs it
     :param gradient_norm: mean over minibatches of the global gradient norm before clipping
+    :param auxiliary_loss: mean over minibatches of the user's auxiliary loss
+    :param of_objective: means over minibatches of the statistics of the user's objective, by name; each is
+        logged under that
+    :param step_fraction: how much of the policy's step stands after it was taken back to ``max_kl``
     """
 
     policy_loss: float = math.nan
@@ -103,9 +107,17 @@ class MinibatchStatistics(UpdateStatistics):
     loss: float = math.nan
     approx_kl: float = math.nan
     gradient_norm: float = math.nan
+    auxiliary_loss: float = math.nan
+    of_objective: dict[str, float] = field(default_factory=dict)
+    step_fraction: float = math.nan
 
     def log_aliases(self) -> dict[str, str]:
         return {"policy_loss": "policy_gradient_loss"}
+
+    def log_items(self) -> dict[str, float | int | str]:
+        items = super().log_items()
+        items.pop("of_objective", None)
+        return {**items, **self.of_objective}
 
 
 @dataclass
@@ -141,10 +153,12 @@ class TRPOStatistics(UpdateStatistics):
     :param gradient_norm: norm of the policy gradient g
     :param step_norm: norm of the accepted step, 0 if none was
     :param curvature: x^T F x along the search direction x, undamped
+    :param predicted_kl: the quadratic model's KL divergence of the accepted step, s^T F s / 2
+    :param cg_damping: damping of the Fisher matrix, of the last attempt
     :param cg_iterations: iterations of the conjugate gradient method
     :param cg_residual: its relative residual |g - (F + damping) x| / |g|
     :param fisher_products: products with the Fisher matrix in all
-    :param line_search_steps: points that the line search tried
+    :param line_search_steps: points that the line search tried, in all attempts
     :param is_line_search_success: 1 if it accepted one
     :param step_fraction: the accepted fraction of the full step
     :param expected_improvement: the surrogate's improvement that the linear model promises for the last
@@ -156,6 +170,8 @@ class TRPOStatistics(UpdateStatistics):
     gradient_norm: float = math.nan
     step_norm: float = 0.0
     curvature: float = math.nan
+    predicted_kl: float = math.nan
+    cg_damping: float = math.nan
     cg_iterations: int = 0
     cg_residual: float = math.nan
     fisher_products: int = 0

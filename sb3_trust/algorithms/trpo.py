@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -15,22 +15,24 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_trust.algorithms.arguments import check_minibatch
 from sb3_trust.algorithms.base import TrustRegionAlgorithm
-from sb3_trust.algorithms.statistics import (
-    NonFiniteUpdate,
-    TRPOStatistics,
-    UndoneUpdate,
-    UpdateStatistics,
-    finite,
-)
+from sb3_trust.algorithms.constrained_step import ConstrainedStep
+from sb3_trust.algorithms.natural_gradient import NaturalGradient
+from sb3_trust.algorithms.statistics import TRPOStatistics, UndoneUpdate, UpdateStatistics
 from sb3_trust.engines.batch import Batch
-from sb3_trust.engines.snapshot import Snapshot
-from sb3_trust.engines.vectors import assign, flatten
-from sb3_trust.errors import InvalidArgument, check_integer, check_number, reject
-from sb3_trust.numerics.conjugate_gradient import conjugate_gradient
-from sb3_trust.numerics.line_search import LineSearchResult, Trial, backtracking_line_search
-from sb3_trust.numerics.objectives import SurrogateObjective, normalize_advantages, required
+from sb3_trust.errors import (
+    InvalidArgument,
+    check_choice,
+    check_integer,
+    check_number,
+    check_optional,
+    reject,
+)
+from sb3_trust.numerics.damping import MAX_RETRIES, RETRY_FACTOR, next_damping
+from sb3_trust.numerics.objectives import SurrogateObjective, normalize_advantages
 from sb3_trust.numerics.schedules import check_target, value_at
 
+DAMPING_RULES = ("fixed", "adaptive")
+KL_STATISTICS = ("mean", "max")
 # the KL divergence of a policy from itself, evaluated in float32 in another batch
 KL_ROUNDING = 1e-9
 
@@ -69,6 +71,16 @@ class TRPO(TrustRegionAlgorithm):
     :param accept_ratio: smallest ratio of the surrogate's improvement to what its linear model promises at
         which the line search accepts; 0: any improvement
     :param cg_tolerance: relative residual at which the conjugate gradient method ends
+    :param damping_rule: "fixed": ``cg_damping``; "adaptive": from there by the rule of Levenberg and
+        Marquardt, up where a step's KL divergence comes out larger than the quadratic model says, and down
+        where it does not; a line search that finds nothing is repeated with more damping
+    :param kl_statistic: what ``target_kl`` bounds: the "mean" over states, or the "max", and so each state
+    :param max_chunk: samples of which gradient and Fisher-vector products are evaluated at once, for rollouts
+        that do not fit into memory, at the price of evaluating each anew; ``None``: all
+    :param critic_learning_rate: ``None``: ``learning_rate``, which the critic alone uses anyway
+    :param critic_max_grad_norm: largest global norm of the critic's gradient; ``math.inf``: any
+    :param log_std_bounds: a Gaussian's ``log_std`` is kept between these two, such as (-5, 2); ``None``:
+        anywhere
     :param engine: and the others as for :class:`~sb3_trust.PPO`
     :raises InvalidArgument: if an argument cannot work
     """
@@ -108,6 +120,12 @@ class TRPO(TrustRegionAlgorithm):
         ent_coef: float = 0.0,
         accept_ratio: float = 0.1,
         cg_tolerance: float = 1e-4,
+        damping_rule: str = "fixed",
+        kl_statistic: str = "mean",
+        max_chunk: int | None = None,
+        critic_learning_rate: float | str | Schedule | None = None,
+        critic_max_grad_norm: float = math.inf,
+        log_std_bounds: Sequence[float] | None = None,
         engine: str = "auto",
     ) -> None:
         super().__init__(
@@ -130,6 +148,8 @@ class TRPO(TrustRegionAlgorithm):
             verbose=verbose,
             device=device,
             seed=seed,
+            critic_learning_rate=critic_learning_rate,
+            log_std_bounds=log_std_bounds,
             engine=engine,
         )
         self.batch_size = batch_size
@@ -143,6 +163,12 @@ class TRPO(TrustRegionAlgorithm):
         self.sub_sampling_factor = sub_sampling_factor
         self.accept_ratio = accept_ratio
         self.cg_tolerance = cg_tolerance
+        self.damping_rule = damping_rule
+        self.kl_statistic = kl_statistic
+        self.max_chunk = max_chunk
+        self.critic_max_grad_norm = critic_max_grad_norm
+        # the adapted damping; saved apart from the argument that it starts from
+        self.current_cg_damping: float | None = None
         if _init_setup_model:
             self._setup_model()
 
@@ -161,6 +187,13 @@ class TRPO(TrustRegionAlgorithm):
         check_target("target_kl", self.target_kl)
         check_integer("sub_sampling_factor", self.sub_sampling_factor, 1)
         check_number("accept_ratio", self.accept_ratio, 0.0, 1.0)
+        check_choice("damping_rule", self.damping_rule, DAMPING_RULES)
+        if self.damping_rule == "adaptive" and not self.cg_damping > 0:
+            raise reject("cg_damping", self.cg_damping, "> 0 where it is to adapt")
+        check_choice("kl_statistic", self.kl_statistic, KL_STATISTICS)
+        check_optional(check_integer, "max_chunk", self.max_chunk, 1)
+        bounds = {"open_minimum": True, "allow_infinity": True}
+        check_number("critic_max_grad_norm", self.critic_max_grad_norm, **bounds)
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -172,6 +205,8 @@ class TRPO(TrustRegionAlgorithm):
 
     def _adopt(self, overridden: frozenset[str]) -> None:
         super()._adopt(overridden)
+        if {"cg_damping", "damping_rule"} & overridden:
+            self.current_cg_damping = None
         if "_trust_format" in self.__dict__ or not isinstance(
             self.action_space, (spaces.Box, spaces.MultiBinary)
         ):
@@ -199,101 +234,57 @@ class TRPO(TrustRegionAlgorithm):
                 normalize_advantages(batch.advantages) if self.normalize_advantage else batch.advantages
             )
             self._policy_step(batch.with_advantages(advantages), target_kl, statistics)
-        statistics.value_loss = self._fit_critic(batch, self.n_critic_updates, self.batch_size)
+        statistics.value_loss = self._fit_critic(
+            batch, self.n_critic_updates, self.batch_size, self.critic_max_grad_norm
+        )
         self._n_updates += 1
         return statistics
 
     def _policy_step(self, batch: Batch, target_kl: float, statistics: TRPOStatistics) -> None:
         """The practical algorithm of section 6, with the step and the line search of appendix C."""
         engine = self._policy_engine()
-        parameters = engine.partition(batch).policy
-        if not parameters:
+        if not engine.partition(batch).policy:
             return  # all frozen
         surrogate = SurrogateObjective(self.ent_coef)
-
-        # the gradient g of the surrogate at the old parameters
-        evaluation = engine.evaluate(batch, surrogate.needs)
-        statistics.policy_objective = surrogate(evaluation.terms, batch).value.item()
-        slopes = surrogate.derivatives(evaluation.terms, batch)
-        gradient = flatten(evaluation.gradient(slopes, parameters)).double()
-        statistics.gradient_norm = finite("policy gradient", gradient.norm().item())
-
-        # x = (F + damping I)^-1 g
-        fisher = self._fisher(batch)
-        cg = conjugate_gradient(
-            lambda v: fisher(v) + self.cg_damping * v, gradient, self.cg_max_steps, self.cg_tolerance
+        natural = NaturalGradient(
+            engine, batch, surrogate, self.sub_sampling_factor, self.max_chunk, statistics
         )
-        statistics.cg_iterations = statistics.fisher_products = cg.iterations
-        statistics.cg_residual = cg.relative_residual
-        if cg.stopped_by == "non_finite":
-            raise NonFiniteUpdate("Fisher-vector product")
-        direction = cg.x
-        if not bool(direction.any()):
-            return  # no gradient, or no curvature along it: nowhere to go
+        damping = self._damping()
+        for _ in range(1 + (MAX_RETRIES if self.damping_rule == "adaptive" else 0)):
+            direction = natural.direction(damping, self.cg_max_steps, self.cg_tolerance)
+            if direction is None:
+                return
+            # beta = sqrt(2 delta / x^T F x), from the undamped curvature: the quadratic model's KL is then
+            # delta itself
+            beta = (2 * target_kl / direction.curvature) ** 0.5
+            search = ConstrainedStep(
+                self, batch, surrogate, natural.parameters, beta * direction.x, natural.gradient
+            ).search(target_kl, statistics)
+            # of the quadratic model, for the step that was taken
+            statistics.predicted_kl = 0.5 * direction.curvature * (beta * statistics.step_fraction) ** 2
+            if search.accepted:
+                break
+            damping *= RETRY_FACTOR
 
-        # beta = sqrt(2 delta / x^T F x), from the undamped curvature: the quadratic model's KL is then delta
-        # itself
-        statistics.curvature = finite("curvature", float(direction @ fisher(direction)))
-        statistics.fisher_products += 1
-        if statistics.curvature <= 0:
-            return
-        step = (2 * target_kl / statistics.curvature) ** 0.5 * direction
+    def _damping(self) -> float:
+        if self.damping_rule == "adaptive" and self.current_cg_damping is not None:
+            return self.current_cg_damping
+        return self.cg_damping
 
-        search = self._line_search(batch, surrogate, parameters, step, float(gradient @ step), target_kl)
-        last, tried = search.trials[-1], self.line_search_shrinking_factor ** (len(search.trials) - 1)
-        statistics.line_search_steps = len(search.trials)
-        statistics.is_line_search_success = int(search.accepted)
-        statistics.step_fraction = search.fraction
-        statistics.step_norm = search.fraction * step.norm().item()
-        statistics.expected_improvement = tried * float(gradient @ step)
-        statistics.actual_improvement = last.improvement
-        statistics.policy_objective += last.improvement if search.accepted else 0.0
-
-    def _fisher(self, batch: Batch) -> Callable[[th.Tensor], th.Tensor]:
-        """The undamped Fisher-vector product, on vectors of float64."""
-        if self.sub_sampling_factor > 1:
-            size = max(len(batch) // self.sub_sampling_factor, 1)
-            batch = batch[th.from_numpy(np.random.permutation(len(batch))[:size]).to(self.device)]
-        product = self._policy_engine().fisher_vector_product(batch)
-        return lambda vector: product(vector.float()).double()
-
-    def _line_search(
-        self,
-        batch: Batch,
-        surrogate: SurrogateObjective,
-        parameters: list[th.nn.Parameter],
-        step: th.Tensor,
-        expected_improvement: float,
-        target_kl: float,
-    ) -> LineSearchResult:
-        """
-        Move the policy to the first point that keeps the bound and improves enough, or leave it as it is.
-        """
-        engine = self._policy_engine()
-        before = Snapshot(self.policy)
-        origin = flatten(p.detach() for p in parameters).double()
-        needs = surrogate.needs | {"kl"}
-        start = surrogate(engine.measure(batch, needs), batch).value
-
-        def trial(fraction: float) -> Trial:
-            assign(parameters, origin + fraction * step)
-            terms = engine.measure(batch, needs)
-            improvement = surrogate(terms, batch).value - start
-            return Trial(improvement.item(), required(terms.kl).mean().item())
-
-        result = backtracking_line_search(
-            trial,
-            expected_improvement,
-            target_kl,
-            self.accept_ratio,
-            self.line_search_shrinking_factor,
-            self.line_search_max_iter,
-        )
-        if not result.accepted:
-            before.restore()
-        return result
+    def constrained(self, kl: th.Tensor) -> float:
+        """What ``target_kl`` bounds, of the KL divergence at each state, [n]."""
+        return (kl.max() if self.kl_statistic == "max" else kl.mean()).item()
 
     def _after_update(self, statistics: UpdateStatistics, n_samples: int) -> None:
         # a module that changes its buffers as it is evaluated may move the policy after the line search
-        if statistics.kl > statistics.target_kl + KL_ROUNDING:
+        kl = statistics.kl_max if self.kl_statistic == "max" else statistics.kl
+        if kl > statistics.target_kl + KL_ROUNDING:
             raise UndoneUpdate("kl above target_kl")
+        if (
+            self.damping_rule == "adaptive"
+            and isinstance(statistics, TRPOStatistics)
+            and statistics.line_search_steps
+        ):
+            self.current_cg_damping = next_damping(
+                statistics.cg_damping, statistics.kl, statistics.predicted_kl
+            )

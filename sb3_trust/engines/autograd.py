@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection
 from dataclasses import replace
 
@@ -14,7 +13,7 @@ from stable_baselines3.common.torch_layers import NatureCNN
 
 from sb3_trust.engines.autograd_descent import AutogradDescent
 from sb3_trust.engines.autograd_evaluation import AutogradEvaluation
-from sb3_trust.engines.base import Partition, PolicyEngine
+from sb3_trust.engines.base import DescentOptions, Partition, PolicyEngine
 from sb3_trust.engines.batch import Batch
 from sb3_trust.engines.fisher import fisher_product
 from sb3_trust.engines.torch_stepper import TorchStepper
@@ -59,10 +58,9 @@ class AutogradEngine(PolicyEngine):
             return replace(batch, observations={k: _channels_last(v) for k, v in observations.items()})
         return replace(batch, observations=_channels_last(observations))
 
-    def descent(
-        self, parameters: list[th.nn.Parameter] | None = None, max_grad_norm: float = math.inf
-    ) -> AutogradDescent:
-        return AutogradDescent(self, parameters, max_grad_norm)
+    def descent(self, batch: Batch, options: DescentOptions, critic_only: bool = False) -> AutogradDescent:
+        split = critic_only or options.critic_learning_rate is not None
+        return AutogradDescent(self, self.partition(batch) if split else None, options, critic_only)
 
     def chunks(self, batch: Batch) -> list[Batch]:
         """A batch in pieces that are evaluated at once where no graph is kept."""

@@ -11,7 +11,7 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 
 from sb3_trust.engines.autograd_evaluation import AutogradEvaluation
-from sb3_trust.engines.base import Descent
+from sb3_trust.engines.base import Descent, DescentOptions, Partition
 from sb3_trust.engines.batch import Batch
 from sb3_trust.numerics.objectives import PolicyTerms, RolloutTerms
 
@@ -22,15 +22,29 @@ _NO_NORM = th.tensor(math.nan)
 
 
 class AutogradDescent(Descent):
-    """Steps by ``policy.optimizer`` itself."""
+    """
+    Steps by ``policy.optimizer`` itself.
+
+    :param partition: of the policy's parameters, where it matters
+    :param critic_only: only the critic's own move
+    """
 
     def __init__(
-        self, engine: AutogradEngine, parameters: list[th.nn.Parameter] | None, max_grad_norm: float
+        self,
+        engine: AutogradEngine,
+        partition: Partition | None,
+        options: DescentOptions,
+        critic_only: bool,
     ) -> None:
         self._engine = engine
-        self._chosen = parameters
-        self._moving = list(engine.policy.parameters()) if parameters is None else parameters
-        self._max_grad_norm = max_grad_norm
+        self._partition = partition
+        self._options = options
+        self._critic_only = critic_only
+        self._moving = list(engine.policy.parameters())
+        if critic_only and partition is not None:
+            self._moving = partition.critic_only
+        self._log_std = getattr(engine.policy, "log_std", None) if options.log_std_bounds else None
+        self._groups: list[dict[str, Any]] = []
         self._needs: Collection[str] = ()
         self._on_features = False
         self._fused: list[dict[str, Any]] = []
@@ -46,11 +60,29 @@ class AutogradDescent(Descent):
             self._fused = [group for group in optimizer.param_groups if _may_be_fused(group)]
         for group in self._fused:
             group["fused"] = True
+        rate = self._options.critic_learning_rate
+        if self._partition is not None and rate is not None:
+            # a saved model has SB3's single group: those of the critic live as long as this descent
+            self._groups = list(optimizer.param_groups)
+            critic = {id(p) for p in self._partition.critic_only}
+            for group in self._groups:
+                others = [p for p in group["params"] if id(p) not in critic]
+                own = [p for p in group["params"] if id(p) in critic]
+                optimizer.param_groups += [{**group, "params": others}, {**group, "params": own, "lr": rate}]
+            del optimizer.param_groups[: len(self._groups)]
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if self._groups:
+            self._engine.policy.optimizer.param_groups[:] = self._groups
         for group in self._fused:
             group["fused"] = None
+
+    def use_learning_rate(self, rate: float) -> None:
+        groups = self._engine.policy.optimizer.param_groups
+        # where they are split, every second one is the critic's
+        for group in [*self._groups, *(groups[::2] if self._groups else groups)]:
+            group["lr"] = rate
 
     @th.no_grad()
     def prepared(self, batch: Batch) -> Batch:
@@ -75,6 +107,7 @@ class AutogradDescent(Descent):
 
     def evaluate(self, minibatch: RolloutTerms) -> PolicyTerms:
         assert isinstance(minibatch, Batch)
+        self._minibatch = minibatch
         if self._on_features:
             policy = self._engine.policy
             latent = policy.mlp_extractor.forward_critic(minibatch.observations)  # type: ignore[arg-type]
@@ -85,9 +118,11 @@ class AutogradDescent(Descent):
 
     def step(self, derivatives: PolicyTerms) -> th.Tensor:
         optimizer = self._engine.policy.optimizer
-        if self._chosen is None:
+        if not self._critic_only:
             optimizer.zero_grad()
             self._last.backward(derivatives)
+            if self._options.auxiliary_loss is not None:
+                self._options.auxiliary_loss(self._minibatch).backward()  # type: ignore[no-untyped-call]
         else:
             # no gradient at all for the others: to an optimizer with momentum a zero gradient is a step
             optimizer.zero_grad(set_to_none=True)
@@ -96,9 +131,12 @@ class AutogradDescent(Descent):
                 # laid out as the parameter is: a fused optimizer reads the memory as it lies
                 parameter.grad = th.empty_like(parameter).copy_(gradient)
         norm = _NO_NORM
-        if self._chosen is None or self._max_grad_norm < math.inf:
-            norm = th.nn.utils.clip_grad_norm_(self._moving, self._max_grad_norm)
+        if not self._critic_only or self._options.max_grad_norm < math.inf:
+            norm = th.nn.utils.clip_grad_norm_(self._moving, self._options.max_grad_norm)
         optimizer.step()
+        if self._log_std is not None and not self._critic_only:
+            with th.no_grad():
+                self._log_std.clamp_(*self._options.log_std_bounds)  # type: ignore[misc]
         return norm
 
 

@@ -22,6 +22,23 @@ ENGINES = ("auto", "autograd", "closed_form")
 
 
 @dataclass(frozen=True)
+class DescentOptions:
+    """
+    What steps of the optimizer keep to.
+
+    :param max_grad_norm: a gradient with a larger global norm is scaled down to it
+    :param critic_learning_rate: learning rate of what the value alone depends on; ``None``: the optimizer's
+    :param log_std_bounds: the policy's ``log_std`` is brought back between these after each step
+    :param auxiliary_loss: of a minibatch; its gradient is added to that of the objective
+    """
+
+    max_grad_norm: float = math.inf
+    critic_learning_rate: float | None = None
+    log_std_bounds: tuple[float, float] | None = None
+    auxiliary_loss: Callable[[Batch], th.Tensor] | None = None
+
+
+@dataclass(frozen=True)
 class Partition:
     """
     A policy's trainable parameters, told apart by what depends on them.
@@ -61,6 +78,16 @@ class Descent(ABC):
     def prepared(self, batch: Batch) -> Batch:
         """The same samples, with what these steps leave alone computed ahead; for this descent only."""
         return batch
+
+    def synchronize(self) -> None:
+        """Have the policy hold what the steps so far have made of its parameters."""
+        return None
+
+    @abstractmethod
+    def use_learning_rate(self, rate: float) -> None:
+        """
+        Step at another rate from now on, and leave the optimizer with it; ``critic_learning_rate`` stays.
+        """
 
     @abstractmethod
     def minibatches(self, batch: Batch, size: int, needs: Collection[str]) -> Iterable[RolloutTerms]:
@@ -158,14 +185,11 @@ class PolicyEngine(ABC):
         return nullcontext()
 
     @abstractmethod
-    def descent(
-        self, parameters: list[th.nn.Parameter] | None = None, max_grad_norm: float = math.inf
-    ) -> Descent:
+    def descent(self, batch: Batch, options: DescentOptions, critic_only: bool = False) -> Descent:
         """
-        Steps of the policy's optimizer.
+        Steps of the policy's optimizer on pieces of a batch.
 
-        :param parameters: those that move: all, or the critic's alone (``partition(batch).critic_only``)
-        :param max_grad_norm: a gradient with a larger global norm is scaled down to it
+        :param critic_only: only ``partition(batch).critic_only`` moves
         """
 
     def prepared(self, batch: Batch) -> Batch:

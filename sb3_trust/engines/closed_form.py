@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 
@@ -12,7 +11,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_trust.engines.autograd import AutogradEngine
-from sb3_trust.engines.base import Evaluation, Partition, PolicyEngine, Stepper
+from sb3_trust.engines.base import DescentOptions, Evaluation, Partition, PolicyEngine, Stepper
 from sb3_trust.engines.batch import Batch
 from sb3_trust.engines.closed_form_descent import ClosedFormDescent, slopes
 from sb3_trust.engines.closed_form_stepper import ClosedFormStepper
@@ -66,11 +65,9 @@ class ClosedFormEngine(PolicyEngine):
     def threads(self) -> AbstractContextManager[None]:
         return one_thread()
 
-    def descent(
-        self, parameters: list[th.nn.Parameter] | None = None, max_grad_norm: float = math.inf
-    ) -> ClosedFormDescent:
+    def descent(self, batch: Batch, options: DescentOptions, critic_only: bool = False) -> ClosedFormDescent:
         # the networks share nothing: the terms that are asked for say which moves
-        return ClosedFormDescent(self, max_grad_norm)
+        return ClosedFormDescent(self, options)
 
     def partition(self, batch: Batch) -> Partition:
         critic = {id(p) for p in self.parameters.within(self.parameters.critic_part)}

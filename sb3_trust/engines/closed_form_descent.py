@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch as th
 
-from sb3_trust.engines.base import Descent
+from sb3_trust.engines.base import Descent, DescentOptions
 from sb3_trust.engines.batch import Batch
 from sb3_trust.engines.heads import Evaluated
 from sb3_trust.engines.networks import FloatArray, Workspace
@@ -70,11 +70,14 @@ class Minibatch:
 class _Moments:
     """
     Adam's state for a part of the flat parameters whose parameters have made the same number of steps.
+
+    :param learning_rate: ``None``: the optimizer's
     """
 
-    def __init__(self, engine: ClosedFormEngine, part: slice) -> None:
+    def __init__(self, engine: ClosedFormEngine, part: slice, learning_rate: float | None) -> None:
         flat = engine.parameters
         self._optimizer = engine.policy.optimizer
+        self._own_rate = learning_rate is not None
         self._members = flat.within(part)
         self._first, self._second = np.zeros_like(flat.values), np.zeros_like(flat.values)
         self._views = {
@@ -90,12 +93,18 @@ class _Moments:
         (group,) = self._optimizer.param_groups
         beta1, beta2 = group["betas"]
         self._options: dict[str, Any] = {
-            "lr": float(group["lr"]), "beta1": float(beta1), "beta2": float(beta2), "eps": group["eps"],
+            "lr": float(group["lr"] if learning_rate is None else learning_rate),
+            "beta1": float(beta1), "beta2": float(beta2), "eps": group["eps"],
             "weight_decay": group["weight_decay"], "amsgrad": False, "maximize": False,
         }  # fmt: skip
         arrays = (flat.values, flat.gradients, self._first, self._second)
         self._lists = [[th.from_numpy(array[part])] for array in arrays]
         self._step_list = [th.from_numpy(self._steps)]
+
+    def use_learning_rate(self, rate: float) -> None:
+        """From the next step on."""
+        if not self._own_rate:
+            self._options["lr"] = rate
 
     def step(self) -> None:
         """One step, on the flat parameters, along the flat gradients."""
@@ -122,13 +131,14 @@ class ClosedFormDescent(Descent):
     Steps on copies of the parameters, which go to the policy and to its optimizer at the end.
 
     :param engine: evaluates
-    :param max_grad_norm: a gradient with a larger global norm is scaled down to it
     """
 
-    def __init__(self, engine: ClosedFormEngine, max_grad_norm: float) -> None:
+    def __init__(self, engine: ClosedFormEngine, options: DescentOptions) -> None:
+        if options.auxiliary_loss is not None:
+            raise RuntimeError("an auxiliary loss is differentiated by autograd")
         self._engine = engine
         self._flat = engine.parameters
-        self._max_grad_norm = max_grad_norm
+        self._options = options
         self._needs: frozenset[str] | None = None
         self._moments: list[_Moments] = []
         self._workspaces: dict[int, Workspace] = {}
@@ -147,9 +157,12 @@ class ClosedFormDescent(Descent):
         parts = [flat.actor_part] * self._acts + [flat.critic_part] * self._judges
         self._part = slice(parts[0].start, parts[-1].stop)
         self._gradient = flat.gradients[self._part]
-        if len({steps_made(self._engine.policy.optimizer, flat.within(part)[0]) for part in parts}) == 1:
+        optimizer, critic_rate = self._engine.policy.optimizer, self._options.critic_learning_rate
+        in_step = len({steps_made(optimizer, flat.within(part)[0]) for part in parts}) == 1
+        if in_step and (critic_rate is None or len(parts) == 1):
             parts = [self._part]
-        self._moments = [_Moments(self._engine, part) for part in parts]
+        rates = [critic_rate if part == flat.critic_part else None for part in parts]
+        self._moments = [_Moments(self._engine, part, rate) for part, rate in zip(parts, rates, strict=True)]
 
     def __enter__(self) -> ClosedFormDescent:
         self._quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore")
@@ -159,9 +172,19 @@ class ClosedFormDescent(Descent):
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         self._quiet.__exit__(kind, None, None)
         if kind is None and self._needs is not None:
-            self._flat.write(self._part)
+            self.synchronize()
             for moments in self._moments:
                 moments.write()
+
+    def use_learning_rate(self, rate: float) -> None:
+        for group in self._engine.policy.optimizer.param_groups:
+            group["lr"] = rate
+        for moments in self._moments:
+            moments.use_learning_rate(rate)
+
+    def synchronize(self) -> None:
+        if self._needs is not None:
+            self._flat.write(self._part)
 
     def minibatches(self, batch: Batch, size: int, needs: Collection[str]) -> list[RolloutTerms]:
         self._prepare(needs)
@@ -201,11 +224,13 @@ class ClosedFormDescent(Descent):
         workspace.backward(minibatch.x, slopes(evaluated, workspace.outputs, derivatives))
         gradient = self._gradient
         norm = math.sqrt(np.vdot(gradient, gradient))
-        scale = self._max_grad_norm / (norm + NORM_ROUNDING)
+        scale = self._options.max_grad_norm / (norm + NORM_ROUNDING)
         if not scale >= 1.0:
             np.multiply(gradient, scale, gradient)
         for moments in self._moments:
             moments.step()
+        if self._acts and self._options.log_std_bounds is not None:
+            np.clip(self._flat.log_std, *self._options.log_std_bounds, out=self._flat.log_std)
         return norm
 
 

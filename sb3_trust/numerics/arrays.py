@@ -36,3 +36,13 @@ def constant_like(x: Array, value: Array) -> Array:
     if isinstance(x, np.ndarray):
         return np.full_like(x, value)
     return value.expand_as(x) if isinstance(value, th.Tensor) else th.full_like(x, value)
+
+
+def tensor(x: Array) -> th.Tensor:
+    """The same entries as a tensor."""
+    return th.from_numpy(x) if isinstance(x, np.ndarray) else x
+
+
+def like(x: Array, values: th.Tensor) -> Array:
+    """These values as an array of x's kind."""
+    return values.numpy() if isinstance(x, np.ndarray) else values

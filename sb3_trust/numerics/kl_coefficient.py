@@ -1,4 +1,4 @@
-"""Rules that move the coefficient of a KL penalty towards a target KL divergence."""
+"""Rules that move a KL penalty's coefficient, or a learning rate, towards a target KL divergence."""
 
 from __future__ import annotations
 
@@ -81,6 +81,8 @@ class FixedRule:
         return 1.0
 
 
+MIN_LEARNING_RATE, MAX_LEARNING_RATE = 1e-5, 1e-2
+
 KLRule = ThresholdRule | ProportionalRule | FixedRule
 
 
@@ -132,3 +134,19 @@ def next_coefficient(rule: KLRule, coefficient: float, kl: float, target: float,
     if not math.isfinite(kl):
         return coefficient
     return min(max(coefficient * rule.factor(kl, target, n_samples), rule.min), rule.max)
+
+
+# rsl_rl's and skrl's rule; a larger coefficient holds the policy back as a smaller learning rate does
+LEARNING_RATE_RULE = ThresholdRule(
+    high=2.0, low=0.5, increase=1.5, decrease=1 / 1.5, min=1 / MAX_LEARNING_RATE, max=1 / MIN_LEARNING_RATE
+)
+
+
+def next_learning_rate(rate: float, kl: float, target: float) -> float:
+    """
+    The learning rate for the next steps: divided by 1.5 where ``kl > 2 target``, multiplied by 1.5 where
+    ``kl < target / 2``, within [1e-5, 1e-2].
+
+    :param kl: measured KL divergence; one that is not finite leaves the rate as it is
+    """
+    return 1 / next_coefficient(LEARNING_RATE_RULE, 1 / rate, kl, target, 0)

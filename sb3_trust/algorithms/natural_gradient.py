@@ -1,0 +1,98 @@
+"""The natural gradient of a batch: what the algorithms that follow it share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch as th
+
+from sb3_trust.algorithms.statistics import NonFiniteUpdate, TRPOStatistics, finite
+from sb3_trust.engines.base import Evaluation, PolicyEngine
+from sb3_trust.engines.batch import Batch
+from sb3_trust.engines.chunked import ChunkedEvaluation, fisher_in_chunks
+from sb3_trust.engines.vectors import flatten
+from sb3_trust.numerics.conjugate_gradient import conjugate_gradient
+from sb3_trust.numerics.objectives import SurrogateObjective
+
+
+@dataclass(frozen=True)
+class NaturalDirection:
+    """
+    :param x: ``(F + damping I)^-1 g``, [n_policy_parameters]
+    :param curvature: ``x^T F x``, undamped and positive
+    """
+
+    x: th.Tensor
+    curvature: float
+
+
+class NaturalGradient:
+    """
+    Gradient g of the surrogate and Fisher matrix F at the present parameters, in float64.
+
+    :param sub_sampling_factor: F is averaged over one in so many states, drawn at random
+    :param max_chunk: evaluate no more samples at once; ``None``: all
+    :param statistics: told what was found
+    :raises NonFiniteUpdate: if the gradient is not finite
+    """
+
+    def __init__(
+        self,
+        engine: PolicyEngine,
+        batch: Batch,
+        surrogate: SurrogateObjective,
+        sub_sampling_factor: int,
+        max_chunk: int | None,
+        statistics: TRPOStatistics,
+    ) -> None:
+        self._statistics = statistics
+        self.parameters = engine.partition(batch).policy
+        size = len(batch) if max_chunk is None else max_chunk
+        evaluation: Evaluation
+        if size < len(batch):
+            evaluation = ChunkedEvaluation(engine, batch, surrogate.needs, size)
+        else:
+            evaluation = engine.evaluate(batch, surrogate.needs)
+        statistics.policy_objective = surrogate(evaluation.terms, batch).value.item()
+        slopes = surrogate.derivatives(evaluation.terms, batch)
+        self.gradient = flatten(evaluation.gradient(slopes, self.parameters)).double()
+        statistics.gradient_norm = finite("policy gradient", self.gradient.norm().item())
+        self._fisher = _fisher(engine, batch, sub_sampling_factor, size)
+
+    def direction(self, damping: float, max_steps: int, tolerance: float) -> NaturalDirection | None:
+        """
+        The direction of the natural gradient; ``None`` where there is nowhere to go: no gradient, or no
+        curvature along it.
+
+        :raises NonFiniteUpdate: if a Fisher-vector product is not finite
+        """
+        statistics, fisher = self._statistics, self._fisher
+        cg = conjugate_gradient(lambda v: fisher(v) + damping * v, self.gradient, max_steps, tolerance)
+        statistics.cg_damping = damping
+        statistics.cg_iterations = cg.iterations
+        statistics.fisher_products += cg.iterations
+        statistics.cg_residual = cg.relative_residual
+        if cg.stopped_by == "non_finite":
+            raise NonFiniteUpdate("Fisher-vector product")
+        if not bool(cg.x.any()):
+            return None
+        statistics.curvature = finite("curvature", float(cg.x @ fisher(cg.x)))
+        statistics.fisher_products += 1
+        return NaturalDirection(cg.x, statistics.curvature) if statistics.curvature > 0 else None
+
+
+def _fisher(
+    engine: PolicyEngine, batch: Batch, sub_sampling_factor: int, size: int
+) -> Callable[[th.Tensor], th.Tensor]:
+    """The undamped Fisher-vector product, on vectors of float64."""
+    if sub_sampling_factor > 1:
+        n = max(len(batch) // sub_sampling_factor, 1)
+        chosen = th.from_numpy(np.random.permutation(len(batch))[:n])
+        batch = batch[chosen.to(batch.advantages.device)]
+    if size < len(batch):
+        product = fisher_in_chunks(engine, batch, size)
+    else:
+        product = engine.fisher_vector_product(batch)
+    return lambda vector: product(vector.float()).double()
