@@ -65,6 +65,10 @@ OWN = {
         "target_kl": [0.0, -0.01, math.nan, None, "cos_0.1"],
         "sub_sampling_factor": [0, 1.5],
         "accept_ratio": [-0.1, 1.1, math.nan],
+        "damping_rule": ["auto", None],
+        "kl_statistic": ["median", None],
+        "max_chunk": [0, -1, 1.5],
+        "critic_max_grad_norm": [0.0, -1.0, math.nan],
     },
 }
 CASES = [

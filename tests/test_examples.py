@@ -32,6 +32,11 @@ def test_continue_from_sb3(tmp_path):
     assert output.count("return") == 2
 
 
+def test_own_objective(tmp_path):
+    output = run("examples/own_objective.py", "--timesteps", "2048", cwd=tmp_path)
+    assert "SPO " in output and "KL of each sample " in output
+
+
 def test_speed_benchmark_writes_its_row(tmp_path):
     options = ["--cases", "trpo/CartPole-v1/8", "--repeats", "1", "--rollouts", "1", "--results", "speed.csv"]
     assert "ratio" in run("benchmarks/speed.py", *options, cwd=tmp_path)

@@ -7,8 +7,9 @@ import pytest
 import torch as th
 import torch.nn.functional as F
 
-from sb3_trust.numerics.losses import ClippedSurrogateLoss, PenalizedSurrogateLoss, ValueLoss
+from sb3_trust.numerics.losses import ClippedSurrogateLoss, PenalizedSurrogateLoss, SurrogateLoss, ValueLoss
 from sb3_trust.numerics.objectives import (
+    Differentiated,
     PolicyTerms,
     SurrogateObjective,
     approximate_kl,
@@ -16,6 +17,7 @@ from sb3_trust.numerics.objectives import (
 )
 
 N = 200
+TERMS = ("log_prob", "entropy", "kl", "values")
 
 
 @pytest.fixture
@@ -57,7 +59,33 @@ def penalized(t, d, beta=1.3, target=0.01, hinge=1000.0, vf=0.7, ent=0.03):
 
 
 PENALTY = {"kl_coef": 1.3, "hinge_coef": 1000.0, "vf_coef": 0.7, "ent_coef": 0.03}
+
+
+def dual_clipped(t, d, c=1.3):
+    """Equation 7: with the larger of the clipped surrogate and c A where A < 0."""
+    ratio = th.exp(t.log_prob - d.old_log_prob)
+    surrogate = th.min(d.advantages * ratio, d.advantages * th.clamp(ratio, 0.8, 1.2))
+    lowest = th.where(d.advantages < 0, th.max(surrogate, c * d.advantages), surrogate)
+    return -lowest.mean() + 0.5 * F.mse_loss(d.returns, t.values)
+
+
+def larger_error(t, d):
+    clipped_values = d.old_values + (t.values - d.old_values).clamp(-0.4, 0.4)
+    return th.max((t.values - d.returns) ** 2, (clipped_values - d.returns) ** 2).mean()
+
+
+def of_all_terms(t, d):
+    return ((t.log_prob * d.advantages).sin() + t.kl**2 + t.entropy * t.values).mean(-1)
+
+
 CASES = {
+    "dual clip": (ClippedSurrogateLoss(dual_clip=1.3), dual_clipped),
+    "larger value error": (ValueLoss(0.4, larger=True), larger_error),
+    "a function": (Differentiated(of_all_terms, frozenset(TERMS)), of_all_terms),
+    "surrogate of one's own": (
+        SurrogateLoss(surrogate=Differentiated(of_all_terms, frozenset(TERMS)), vf_coef=0.7, ent_coef=0.03),
+        lambda t, d: of_all_terms(t, d) + 0.7 * F.mse_loss(d.returns, t.values) - 0.03 * t.entropy.mean(),
+    ),
     "clipped": (ClippedSurrogateLoss(clip_range=0.2, vf_coef=0.7, ent_coef=0.03), lambda t, d: clipped(t, d)),
     "no clip": (
         ClippedSurrogateLoss(clip_range=math.inf, vf_coef=0.7, ent_coef=0.03),

@@ -59,7 +59,22 @@ class NaturalGradient:
         slopes = surrogate.derivatives(evaluation.terms, batch)
         self.gradient = flatten(evaluation.gradient(slopes, self.parameters)).double()
         statistics.gradient_norm = finite("policy gradient", self.gradient.norm().item())
-        self._fisher = _fisher(engine, batch, sub_sampling_factor, size)
+        self._engine, self._chunk_size = engine, size
+        self._states = batch
+        if sub_sampling_factor > 1:
+            n = max(len(batch) // sub_sampling_factor, 1)
+            chosen = th.from_numpy(np.random.permutation(len(batch))[:n])
+            self._states = batch[chosen.to(batch.advantages.device)]
+
+    def _fisher(self) -> Callable[[th.Tensor], th.Tensor]:
+        """
+        The undamped Fisher-vector product, on vectors of float64; good until a parameter is written to.
+        """
+        if self._chunk_size < len(self._states):
+            product = fisher_in_chunks(self._engine, self._states, self._chunk_size)
+        else:
+            product = self._engine.fisher_vector_product(self._states)
+        return lambda vector: product(vector.float()).double()
 
     def direction(self, damping: float, max_steps: int, tolerance: float) -> NaturalDirection | None:
         """
@@ -68,7 +83,7 @@ class NaturalGradient:
 
         :raises NonFiniteUpdate: if a Fisher-vector product is not finite
         """
-        statistics, fisher = self._statistics, self._fisher
+        statistics, fisher = self._statistics, self._fisher()
         cg = conjugate_gradient(lambda v: fisher(v) + damping * v, self.gradient, max_steps, tolerance)
         statistics.cg_damping = damping
         statistics.cg_iterations = cg.iterations
@@ -81,18 +96,3 @@ class NaturalGradient:
         statistics.curvature = finite("curvature", float(cg.x @ fisher(cg.x)))
         statistics.fisher_products += 1
         return NaturalDirection(cg.x, statistics.curvature) if statistics.curvature > 0 else None
-
-
-def _fisher(
-    engine: PolicyEngine, batch: Batch, sub_sampling_factor: int, size: int
-) -> Callable[[th.Tensor], th.Tensor]:
-    """The undamped Fisher-vector product, on vectors of float64."""
-    if sub_sampling_factor > 1:
-        n = max(len(batch) // sub_sampling_factor, 1)
-        chosen = th.from_numpy(np.random.permutation(len(batch))[:n])
-        batch = batch[chosen.to(batch.advantages.device)]
-    if size < len(batch):
-        product = fisher_in_chunks(engine, batch, size)
-    else:
-        product = engine.fisher_vector_product(batch)
-    return lambda vector: product(vector.float()).double()
