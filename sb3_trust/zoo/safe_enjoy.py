@@ -131,12 +131,12 @@ def _check_wrappers(wrappers: Any, key: str, path: str) -> None:
     for wrapper in wrappers if isinstance(wrappers, list) else [wrappers]:
         names = list(wrapper) if isinstance(wrapper, dict) else [wrapper]
         for name in names:
-            if name is not None and name not in WRAPPERS:
+            if name is not None and not (isinstance(name, str) and name in WRAPPERS):
                 raise UnsafeModel(f"{path}: `{key}` names {name!r}, which is not among the stock wrappers")
 
 
 def enjoy_safely() -> None:
-    """Run the Zoo's ``enjoy``, which reads ``sys.argv``, with readers that run nothing of a model's folder."""
+    """Run the Zoo's ``enjoy``, with readers that run nothing of a model's folder."""
     settings_reader = SimpleNamespace(load=load_settings, UnsafeLoader=None)
     algorithms = {
         name: SimpleNamespace(load=partial(load_safely, algorithm=algorithm))
