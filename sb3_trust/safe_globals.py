@@ -149,6 +149,10 @@ def _set(items: Any = ()) -> set:
     return set(items)
 
 
+def _frozenset(items: Any = ()) -> frozenset:
+    return frozenset(items)
+
+
 def _slice(*limits: Any) -> slice:
     return slice(*limits)
 
@@ -170,6 +174,7 @@ BUILDERS: dict[tuple[str, str], Callable[..., Any]] = {
     ("collections", "OrderedDict"): _ordered_dict,
     ("collections", "deque"): _deque,
     ("builtins", "set"): _set,
+    ("builtins", "frozenset"): _frozenset,
     ("builtins", "slice"): _slice,
 }
 

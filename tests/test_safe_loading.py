@@ -1,33 +1,22 @@
 """Models of strangers: what is opened without running anything, and what is refused."""
 
 import base64
-import collections
 import io
 import json
-import os
 import pickle
 import random
-import struct
-import sys
 import zipfile
-from pathlib import Path
 
 import cloudpickle
-import gymnasium as gym
 import numpy as np
 import pytest
 import sb3_contrib
 import stable_baselines3
 import torch as th
-from gymnasium import spaces
-from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_trust import PPO, TRPO, InvalidArgument, PPOPenalty, UnsafeModel, load_safely, safe_archive
-from sb3_trust.safe_loading import load_normalization_safely
-from sb3_trust.safe_pickle import loads
+from tests.strangers import Evil, with_entries, written
 from tests.worlds import KINDS, identical, model_of, state, world
 
 OPENED_AS = {
@@ -47,48 +36,6 @@ SETTINGS = {
     "learning_rate": LinearSchedule(1e-3, 1e-4, 0.5),
 }
 pytestmark = pytest.mark.filterwarnings("ignore:this is a model of sb3-contrib's TRPO:UserWarning")
-
-
-class Evil:
-    """Unpickled freely, it writes a file."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
-
-
-@pytest.fixture
-def ran(tmp_path):
-    """A path that exists once something was run; nothing may have run by the end of a test."""
-    path = tmp_path / "ran"
-    yield path
-    assert not path.exists()
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """The members of a saved model."""
-    path = tmp_path_factory.mktemp("saved") / "model.zip"
-    model_of("box", PPO).learn(128).save(path)
-    with zipfile.ZipFile(path) as archive:
-        return {name: archive.read(name) for name in archive.namelist()}
-
-
-def written(members, path, **kwargs):
-    with zipfile.ZipFile(path, "w", **kwargs) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return path
-
-
-def with_entries(members, **entries):
-    """The members, with some entries of ``data`` replaced by pickles."""
-    data = json.loads(members["data"])
-    for name, raw in entries.items():
-        data[name] = {":type:": "x", ":serialized:": base64.b64encode(raw).decode()}
-    return {**members, "data": json.dumps(data).encode()}
 
 
 def observations_of(model, n=5):
@@ -156,18 +103,6 @@ def test_contrib_units_are_converted_as_by_load(tmp_path):
         assert load_safely(tmp_path / "model", custom_objects={"target_kl": 0.05}).target_kl == 0.05
 
 
-def test_generators_go_on_where_they_were(tmp_path):
-    model = model_of("box", PPO)
-    model.action_space.seed(7)
-    model.action_space.sample()
-    model.save(tmp_path / "model")
-    opened = load_safely(tmp_path / "model")
-    np.testing.assert_array_equal(opened.action_space.sample(), model.action_space.sample())
-    seeds = [m.action_space.np_random.bit_generator.seed_seq for m in (opened, model)]
-    assert seeds[0].entropy == seeds[1].entropy
-    np.testing.assert_array_equal(*(s.spawn(1)[0].generate_state(4) for s in seeds))
-
-
 def test_a_schedule_that_is_a_function_is_refused_until_it_is_given(tmp_path):
     model_of("box", PPO, clip_range=lambda p: 0.1 * p, learning_rate=lambda p: 1e-3).save(tmp_path / "model")
     with pytest.raises(UnsafeModel) as caught:
@@ -209,92 +144,6 @@ def test_tensors_for_other_attributes_are_refused(saved, tmp_path):
     path = written({**saved, "pytorch_variables.pth": content.getvalue()}, tmp_path / "model.zip")
     with pytest.raises(UnsafeModel, match=r"pytorch_variables.pth.*policy.log_std"):
         load_safely(path)
-
-
-class Reduced:
-    """Pickled as a call, with a state."""
-
-    def __init__(self, *reduction):
-        self.reduction = reduction
-
-    def __reduce__(self):
-        return self.reduction
-
-
-def raw_array(dtype_state, raw=b"\0" * 8):
-    dtype = Reduced(np.dtype, ("f8", False, True), dtype_state)
-    return pickle.dumps(
-        Reduced(np._core.multiarray._reconstruct, (np.ndarray, (0,), b"b"), (1, (1,), dtype, False, raw))
-    )
-
-
-FORGED = {
-    "eval": (pickle.dumps(Reduced(eval, ("1",))), "builtins.eval"),
-    "getattr": (pickle.dumps(Reduced(getattr, (spaces.Box, "x"))), "builtins.getattr"),
-    "a class is called": (pickle.dumps(Reduced(th.nn.ReLU, ())), "calling torch.nn.modules.activation.ReLU"),
-    "a class is made": (cloudpickle.dumps(th.nn.ReLU()), "ReLU|torch"),
-    "an instance with arguments": (
-        b"\x80\x04cstable_baselines3.common.utils\nFloatSchedule\nK\x01\x85\x81.",
-        "arguments for",
-    ),
-    "a class is changed": (
-        b"\x80\x04cstable_baselines3.common.buffers\nRolloutBuffer\nN}\x8c\x03addK\x01s\x86b.",
-        "setting the state of abc.ABCMeta",
-    ),
-    "a method is replaced": (
-        b"\x80\x04cgymnasium.spaces.box\nBox\n)\x81}\x8c\x06sampleK\x01sb.",
-        "replacing the method Box.sample",
-    ),
-    "a builder is changed": (
-        b"\x80\x04ccollections\ndeque\nN}\x8c\x03addK\x01s\x86b.",
-        "state of builtins.function",
-    ),
-    "adding to an instance": (
-        b"\x80\x04cgymnasium.spaces.dict\nDict\n)\x81\x8c\x01aK\x01s.",
-        "adding to gymnasium.spaces.dict.Dict",
-    ),
-    "a nested name": (b"\x80\x04\x8c\x05numpy\x8c\x0bdtype.mro\x93.", "numpy.dtype.mro"),
-    "a persistent id": (b"\x80\x04K\x01Q.", "opcode b'Q'"),
-    "an old instance": (b"\x80\x04(ios\nmkdir\n.", "opcode b'i'"),
-    "an array of objects": (pickle.dumps(np.array([None, 1])), "numpy.dtype"),
-    "a record": (pickle.dumps(np.zeros(2, "f4,f4")), "numpy.dtype"),
-    "a dtype's flags": (raw_array((3, "<", None, None, None, -1, -1, 63)), "state of a dtype"),
-    "a dtype's size": (raw_array((3, "<", None, None, None, 2**20, 8, 0)), "state of a dtype"),
-    "an array of another size": (
-        raw_array((3, "<", None, None, None, -1, -1, 0), b"\0" * 7),
-        "state of an array",
-    ),
-    "another generator": (pickle.dumps(np.random.Generator(np.random.MT19937(1))), "MT19937"),
-    "a huge bytearray": (b"\x80\x05\x96" + struct.pack("<Q", 2**50) + b"x.", "cannot be read"),
-    "cut short": (pickle.dumps([1, 2, 3])[:-2], "cannot be read"),
-    "nothing": (b"", "cannot be read"),
-}
-
-
-@pytest.mark.parametrize("name", FORGED)
-def test_forged_pickles_are_refused(name):
-    raw, reason = FORGED[name]
-    add, sample = RolloutBuffer.add, spaces.Box.sample
-    with pytest.raises(UnsafeModel, match=reason):
-        loads(raw)
-    assert (RolloutBuffer.add, spaces.Box.sample) == (add, sample)
-
-
-@pytest.mark.parametrize("protocol", [3, 4, 5])
-def test_data_survives(protocol):
-    things = [
-        collections.OrderedDict(a=np.arange(6.0).reshape(2, 3), b=np.zeros((0, 2), ">i4")),
-        collections.deque([{"r": 1.5}], maxlen=3),
-        {1, 2}, frozenset([3]), slice(1, None, 2), np.float32(2.5), np.bool_(True), np.asfortranarray(np.eye(3)),
-        spaces.Tuple((spaces.Discrete(3, start=1), spaces.MultiBinary([2, 3]))),
-        spaces.Dict(x=spaces.Box(-np.inf, 1.0, (2,)), y=spaces.MultiDiscrete([2, 3])), th.nn.Tanh, bytearray(b"x"),
-    ]  # fmt: skip
-    if protocol < 5:
-        things.pop()  # calls `bytearray`
-    for thing in things:
-        read = loads(pickle.dumps(thing, protocol=protocol))
-        assert type(read) is type(thing) and repr(read) == repr(thing)
-    assert loads(pickle.dumps(FloatSchedule(LinearSchedule(1.0, 0.0, 1.0)), protocol))(0.5) == 0.5
 
 
 @pytest.mark.parametrize("name", ["env", "rollout_buffer", "learn", "_setup_model", "_loaded_with"])
@@ -396,111 +245,3 @@ def test_damaged_files_are_refused_or_give_the_same_model(saved, tmp_path):
         else:
             assert same(model, opened)
     assert len(damaged) // 2 < refused < len(damaged)
-
-
-def normalized(env="Pendulum-v1"):
-    normalization = VecNormalize(DummyVecEnv([lambda: gym.make(env)]))
-    normalization.seed(1)
-    normalization.reset()
-    for _ in range(20):
-        normalization.step([normalization.action_space.sample()])
-    return normalization
-
-
-@pytest.mark.parametrize("protocol", [3, 4, 5])
-def test_normalization_is_opened_and_code_in_it_is_not_run(protocol, ran, tmp_path):
-    path, normalization = tmp_path / "vecnormalize.pkl", normalized()
-    path.write_bytes(pickle.dumps(normalization, protocol=protocol))
-    opened = load_normalization_safely(path, normalization.venv)
-    observations = np.ones((1, 3), np.float32)
-    np.testing.assert_array_equal(*(n.normalize_obs(observations) for n in (opened, normalization)))
-    normalization.obs_rms.mean = Evil(ran)
-    path.write_bytes(pickle.dumps(normalization, protocol=protocol))
-    with pytest.raises(UnsafeModel, match=r"vecnormalize.pkl: refused: posix.mkdir"):
-        load_normalization_safely(path, normalization.venv)
-    path.write_bytes(pickle.dumps(RunningMeanStd(), protocol=protocol))
-    with pytest.raises(UnsafeModel, match="not a VecNormalize"):
-        load_normalization_safely(path, normalization.venv)
-
-
-def test_statistics_are_no_part_of_a_model(saved, tmp_path):
-    path = written(with_entries(saved, extra=pickle.dumps(RunningMeanStd())), tmp_path / "model.zip")
-    with pytest.raises(UnsafeModel, match="extra: refused: stable_baselines3.common.running_mean_std"):
-        load_safely(path)
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """The folder of a trained model as the Zoo leaves it, and the settings in it."""
-    yaml = pytest.importorskip("yaml")
-    naming = pytest.importorskip("huggingface_sb3")
-    pytest.importorskip("rl_zoo3")
-    run = tmp_path / "logs" / "ppo" / "Pendulum-v1_1"
-    parameters = run / "Pendulum-v1"
-    parameters.mkdir(parents=True)
-    PPO("MlpPolicy", "Pendulum-v1", n_steps=16, batch_size=16).learn(16).save(run / "Pendulum-v1.zip")
-    normalized().save(str(parameters / "vecnormalize.pkl"))
-    (parameters / "config.yml").write_text(
-        yaml.dump(collections.OrderedDict(normalize="dict(norm_obs=True)", n_envs=1))
-    )
-    arguments = collections.OrderedDict(
-        env=naming.EnvironmentName("Pendulum-v1"), env_kwargs={"g": 9.81}, t=(1, 2)
-    )
-    (parameters / "args.yml").write_text(yaml.dump(arguments))
-    monkeypatch.chdir(tmp_path)
-    return run
-
-
-def enjoy(*arguments):
-    from sb3_trust.zoo.cli import run
-
-    run(["enjoy", "--env", "Pendulum-v1", "-f", "logs", "--no-render", "-n", "250", "--safe", *arguments])
-
-
-def test_enjoy_runs_a_model_safely_and_puts_everything_back(folder, monkeypatch, capsys):
-    import rl_zoo3.utils
-
-    monkeypatch.setattr(sys, "argv", [])
-    enjoy("--algo", "ppo")
-    said = capsys.readouterr().out
-    assert "Mean reward" in said and "Loading running average" in said
-    assert rl_zoo3.utils.ALGOS["ppo"] is PPO and "a2c" in rl_zoo3.utils.ALGOS
-    assert rl_zoo3.utils.VecNormalize is VecNormalize and rl_zoo3.utils.yaml.__name__ == "yaml"
-    with pytest.raises(SystemExit):
-        enjoy("--algo", "a2c")
-    assert "invalid choice: 'a2c'" in capsys.readouterr().err
-
-
-EVIL_SETTINGS = {
-    "args.yml": "!!python/object/apply:os.mkdir ['{ran}']",
-    "config.yml": "!!python/object/apply:os.mkdir ['{ran}']",
-    "config.yml: normalize": "normalize: __import__('os').mkdir('{ran}')",
-    "config.yml: normalize dict": "normalize: dict(a=__import__('os').mkdir('{ran}'))",
-    "config.yml: env_wrapper": "env_wrapper: [evil.Wrapper]",
-    "config.yml: vec_env_wrapper": "vec_env_wrapper: [{{evil.Wrapper: {{}}}}]",
-}
-
-
-@pytest.mark.parametrize("name", EVIL_SETTINGS)
-def test_enjoy_runs_nothing_in_settings(name, folder, ran, monkeypatch):
-    monkeypatch.setattr(sys, "argv", [])
-    # an import of it would be seen
-    Path("evil.py").write_text(f"import os; os.mkdir({str(ran)!r})")
-    monkeypatch.syspath_prepend(".")
-    file = folder / "Pendulum-v1" / name.split(":")[0]
-    file.write_text(EVIL_SETTINGS[name].format(ran=ran))
-    with pytest.raises(UnsafeModel, match=file.name):
-        enjoy("--algo", "ppo")
-
-
-def test_enjoy_runs_nothing_in_pickles(folder, saved, ran, monkeypatch):
-    monkeypatch.setattr(sys, "argv", [])
-    statistics = folder / "Pendulum-v1" / "vecnormalize.pkl"
-    whole = statistics.read_bytes()
-    statistics.write_bytes(pickle.dumps(Evil(ran)))
-    with pytest.raises(UnsafeModel, match="vecnormalize.pkl: refused: posix.mkdir"):
-        enjoy("--algo", "ppo")
-    statistics.write_bytes(whole)
-    written(with_entries(saved, extra=pickle.dumps(Evil(ran))), folder / "Pendulum-v1.zip")
-    with pytest.raises(UnsafeModel, match="extra: refused: posix.mkdir"):
-        enjoy("--algo", "ppo")
