@@ -59,6 +59,7 @@ EVIL_SETTINGS = {
     "config.yml": "!!python/object/apply:os.mkdir ['{ran}']",
     "config.yml: normalize": "normalize: __import__('os').mkdir('{ran}')",
     "config.yml: normalize dict": "normalize: dict(a=__import__('os').mkdir('{ran}'))",
+    "config.yml: normalize pairs": "normalize: dict(__import__('os').mkdir('{ran}'))",
     "config.yml: env_wrapper": "env_wrapper: [evil.Wrapper]",
     "config.yml: vec_env_wrapper": "vec_env_wrapper: [{{evil.Wrapper: {{}}}}]",
 }
