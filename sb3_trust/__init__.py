@@ -4,7 +4,17 @@ from sb3_trust._version import __version__
 from sb3_trust.algorithms.ppo import PPO
 from sb3_trust.algorithms.ppo_penalty import PPOPenalty
 from sb3_trust.algorithms.trpo import TRPO
-from sb3_trust.errors import InvalidArgument
+from sb3_trust.errors import InvalidArgument, UnsafeModel
 from sb3_trust.recorder import UpdateRecorder
+from sb3_trust.safe_loading import load_safely
 
-__all__ = ["PPO", "TRPO", "InvalidArgument", "PPOPenalty", "UpdateRecorder", "__version__"]
+__all__ = [
+    "PPO",
+    "TRPO",
+    "InvalidArgument",
+    "PPOPenalty",
+    "UnsafeModel",
+    "UpdateRecorder",
+    "__version__",
+    "load_safely",
+]

@@ -100,3 +100,7 @@ def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
     """
     if not isinstance(value, str) or value not in choices:
         raise reject(name, value, "one of " + ", ".join(repr(choice) for choice in choices))
+
+
+class UnsafeModel(ValueError):
+    """A file holds what may not be built from it, as building it could run its author's code."""

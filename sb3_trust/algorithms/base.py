@@ -45,8 +45,8 @@ SelfTrustRegion = TypeVar("SelfTrustRegion", bound="TrustRegionAlgorithm")
 TRUST_FORMAT = 1  # of saved models; a model saved by SB3 or sb3-contrib has none
 # the argument that tells an algorithm's saved model from the others'
 MARKS = {"PPO": "clip_range", "PPOPenalty": "init_kl_coef", "TRPO": "cg_max_steps"}
-# written by `load`, read by `_setup_model`: which arguments the caller of `load` overrides
-_LOADED_WITH = "_loaded_with"
+# written by `load` (or its caller), read by `_setup_model`: which arguments the caller of `load` overrides
+LOADED_WITH = "_loaded_with"
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class TrustRegionAlgorithm(UpdateLogging):
     # ---- set-up, saving, loading -------------------------------------------------------------------------
 
     def _setup_model(self) -> None:
-        overridden = self.__dict__.pop(_LOADED_WITH, None)
+        overridden = self.__dict__.pop(LOADED_WITH, None)
         if overridden is not None:
             self._adopt(overridden)
         self._trust_format = TRUST_FORMAT
@@ -160,7 +160,7 @@ class TrustRegionAlgorithm(UpdateLogging):
         # SB3 writes extra keywords to the model before it sets it up: the one moment to convert a foreign
         # model
         given = frozenset(kwargs) | frozenset(kwargs.get("custom_objects") or ())
-        model = super().load(path, *args, **{**kwargs, _LOADED_WITH: given})
+        model = super().load(path, *args, **{LOADED_WITH: given, **kwargs})
         if conversion := model.__dict__.pop("_conversion", None):
             warnings.warn(conversion, UserWarning, stacklevel=2)
         return model

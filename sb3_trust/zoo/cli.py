@@ -12,6 +12,7 @@ from rl_zoo3.enjoy import enjoy
 from sb3_trust._version import __version__
 from sb3_trust.zoo.manager import TrustExperimentManager
 from sb3_trust.zoo.registration import ALGORITHMS, hyperparams_file
+from sb3_trust.zoo.safe_enjoy import enjoy_safely
 
 DESCRIPTION = """\
 The RL Zoo's scripts with the algorithms of sb3-trust.
@@ -24,6 +25,8 @@ another.
 
   sb3-trust train --algo trpo --env CartPole-v1 -P
   sb3-trust enjoy --algo trpo --env CartPole-v1 -f logs --no-render
+
+enjoy --safe runs a stranger's model without running code from its folder, or refuses it.
 """
 
 
@@ -45,7 +48,8 @@ def run(arguments: Sequence[str]) -> None:
         rl_zoo3.train.ExperimentManager = TrustExperimentManager  # type: ignore[misc]
         _call(rl_zoo3.train.train, "train", with_own_settings(parsed.arguments))
     else:
-        _call(enjoy, "enjoy", parsed.arguments)
+        safe, others = without_safe(parsed.arguments)
+        _call(enjoy_safely if safe else enjoy, "enjoy", others)
 
 
 def _call(script, name: str, arguments: Sequence[str]) -> None:  # type: ignore[no-untyped-def]
@@ -62,3 +66,8 @@ def with_own_settings(arguments: Sequence[str]) -> list[str]:
     # first, so that a file that the user names comes later and counts
     own = ["--conf-file", str(hyperparams_file(known.algo))] if known.algo in ALGORITHMS else []
     return [*own, *arguments]
+
+
+def without_safe(arguments: Sequence[str]) -> tuple[bool, list[str]]:
+    """Whether the arguments of ``enjoy`` ask for safe loading, and the Zoo's own among them."""
+    return "--safe" in arguments, [argument for argument in arguments if argument != "--safe"]
