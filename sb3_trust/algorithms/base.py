@@ -27,8 +27,8 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trust.algorithms.arguments import check_common_arguments, check_spaces
 from sb3_trust.algorithms.critic import fit_critic
+from sb3_trust.algorithms.resuming import Resumable
 from sb3_trust.algorithms.statistics import NonFiniteUpdate, UndoneUpdate, UpdateStatistics, finite
-from sb3_trust.algorithms.update_logging import UpdateLogging
 from sb3_trust.engines.base import PolicyEngine
 from sb3_trust.engines.batch import Batch, flat_batch
 from sb3_trust.engines.choice import choose_engine
@@ -60,7 +60,7 @@ class _Rollout:
     old_distribution: th.Tensor
 
 
-class TrustRegionAlgorithm(UpdateLogging):
+class TrustRegionAlgorithm(Resumable):
     """
     Base of the trust-region algorithms: an on-policy algorithm whose update is exact about how far it moved
     the policy, and is undone as a whole when anything in it is NaN or infinite.
