@@ -23,6 +23,7 @@ from sb3_trust.zoo.registration import ALGORITHMS
 EVALUATION_EPISODES = 20
 FIGURE_FILE = "training.png"
 EVALUATION_FILE = "evaluation.json"
+CHECKPOINT = "rl_model_"  # how the Zoo's checkpoints begin
 
 
 class TrustExperimentManager(ExperimentManager):
@@ -49,14 +50,21 @@ class TrustExperimentManager(ExperimentManager):
                 if isinstance(callback, CheckpointCallback):
                     callback.save_vecnormalize = True
 
+    def _checkpoint_statistics(self) -> Path | None:
+        """Of the normaliser, saved beside the checkpoint that training goes on from."""
+        checkpoint = Path(self.trained_agent)
+        if not self.continue_training or not checkpoint.name.startswith(CHECKPOINT):
+            return None
+        rest = checkpoint.stem.removeprefix(CHECKPOINT)
+        statistics = checkpoint.with_name(f"{CHECKPOINT}vecnormalize_{rest}.pkl")
+        return statistics if statistics.exists() else None
+
     def _maybe_normalize(self, env: VecEnv, eval_env: bool) -> VecEnv:
         """As the Zoo; a checkpoint goes on with the statistics that were saved with it."""
-        checkpoint = Path(self.trained_agent)
-        statistics = checkpoint.with_name(
-            checkpoint.name.replace("rl_model_", "rl_model_vecnormalize_", 1)
-        ).with_suffix(".pkl")
-        if not (self.continue_training and statistics.exists()):
+        statistics = self._checkpoint_statistics()
+        if statistics is None:
             return super()._maybe_normalize(env, eval_env)
+        print(f"Loading saved VecNormalize stats from {statistics}")
         normalized = VecNormalize.load(str(statistics), env)
         normalized.training = not eval_env
         normalized.norm_reward &= not eval_env
@@ -76,7 +84,7 @@ class TrustExperimentManager(ExperimentManager):
 
         def learn(*args: Any, **given: Any) -> None:
             with self._interruption.raised():
-                model.learn(*args, **given, **kwargs)
+                model.learn(*args, **{**given, **kwargs})
 
         # all that the Zoo asks of a model here
         trained: Any = SimpleNamespace(learn=learn, env=model.env, policy=model.policy)
