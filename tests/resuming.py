@@ -44,6 +44,8 @@ def set_state(env, saved):
 
 def make(kind, algorithm, normalized=False, **kwargs):
     kwargs = {"n_steps": 32, "batch_size": 16, "learning_rate": 3e-3, **kwargs}
+    if algorithm is not TRPO:
+        kwargs.setdefault("n_epochs", 3)
     if kind == "cartpole":
         return algorithm("MlpPolicy", environment(kind), seed=3, device="cpu", **kwargs)
     model = model_of(kind, algorithm, **kwargs)

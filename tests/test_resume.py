@@ -35,7 +35,7 @@ class Drawing(BaseCallback):
 
     def _on_step(self):
         space = self.model.action_space
-        self.drawn += [random.random(), random.gauss(), np.random.normal(), float(th.randn(()))]
+        self.drawn += [random.random(), random.gauss(0.0, 1.0), np.random.normal(), float(th.randn(()))]
         self.drawn += np.ravel(space.sample()).tolist()
         return True
 
