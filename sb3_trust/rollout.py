@@ -83,9 +83,11 @@ def collect(
         if watched:
             names.update(stepper.names())
         callback.update_locals(names)
+        algorithm._step_reached = new_obs, dones
         if not callback.on_step():
             stepper.abandon()
             return None
+        algorithm._step_reached = None
         algorithm._update_info_buffer(infos, dones)
         n_steps += 1
 

@@ -13,7 +13,8 @@ import torch as th
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from sb3_trust.algorithms.base import LOADED_WITH, MARKS, TrustRegionAlgorithm
+from sb3_trust.algorithms.base import TrustRegionAlgorithm
+from sb3_trust.algorithms.loading import LOADED_WITH, MARKS
 from sb3_trust.algorithms.ppo import PPO
 from sb3_trust.algorithms.ppo_penalty import PPOPenalty
 from sb3_trust.algorithms.trpo import TRPO

@@ -8,7 +8,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -28,25 +28,16 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trust.algorithms.arguments import check_common_arguments, check_log_std_bounds, check_spaces
 from sb3_trust.algorithms.critic import fit_critic
+from sb3_trust.algorithms.loading import Loadable
 from sb3_trust.algorithms.statistics import NonFiniteUpdate, UndoneUpdate, UpdateStatistics, finite
-from sb3_trust.algorithms.update_logging import UpdateLogging
 from sb3_trust.engines.base import DescentOptions, PolicyEngine
 from sb3_trust.engines.batch import Batch, flat_batch
 from sb3_trust.engines.choice import choose_engine
 from sb3_trust.engines.distributions import distribution_validation_off
 from sb3_trust.engines.snapshot import Snapshot, all_finite
-from sb3_trust.errors import InvalidArgument
 from sb3_trust.numerics.objectives import required
 from sb3_trust.numerics.schedules import value_at
 from sb3_trust.rollout import collect
-
-SelfTrustRegion = TypeVar("SelfTrustRegion", bound="TrustRegionAlgorithm")
-
-TRUST_FORMAT = 1  # of saved models; a model saved by SB3 or sb3-contrib has none
-# the argument that tells an algorithm's saved model from the others'
-MARKS = {"PPO": "clip_range", "PPOPenalty": "init_kl_coef", "TRPO": "cg_max_steps"}
-# written by `load` (or its caller), read by `_setup_model`: which arguments the caller of `load` overrides
-LOADED_WITH = "_loaded_with"
 
 
 @dataclass(frozen=True)
@@ -62,7 +53,7 @@ class _Rollout:
     old_distribution: th.Tensor
 
 
-class TrustRegionAlgorithm(UpdateLogging):
+class TrustRegionAlgorithm(Loadable):
     """
     Base of the trust-region algorithms: an on-policy algorithm whose update is exact about how far it moved
     the policy, and is undone as a whole when anything in it is NaN or infinite.
@@ -84,7 +75,6 @@ class TrustRegionAlgorithm(UpdateLogging):
         "MultiInputPolicy": MultiInputActorCriticPolicy,
     }
     statistics_class: ClassVar[type[UpdateStatistics]]
-    mark: ClassVar[str]
 
     def __init__(
         self,
@@ -108,10 +98,7 @@ class TrustRegionAlgorithm(UpdateLogging):
     # ---- set-up, saving, loading -------------------------------------------------------------------------
 
     def _setup_model(self) -> None:
-        overridden = self.__dict__.pop(LOADED_WITH, None)
-        if overridden is not None:
-            self._adopt(overridden)
-        self._trust_format = TRUST_FORMAT
+        self._adopt_loaded()
         self._check_arguments()
         super()._setup_model()
         self._engine = None
@@ -131,39 +118,6 @@ class TrustRegionAlgorithm(UpdateLogging):
         if isinstance(env, (gym.Env, VecEnv)):
             check_spaces(env.observation_space, env.action_space)
         return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
-
-    def _adopt(self, overridden: frozenset[str]) -> None:
-        """
-        Make a model that was just read from a file one of ours: refuse what is another algorithm's, and
-        convert what a model saved by SB3 or sb3-contrib means to what it means here.
-
-        :param overridden: names of the arguments that were passed to ``load``: they are ours already
-        :raises InvalidArgument: if the file holds another algorithm's model
-        """
-        for algorithm, attribute in MARKS.items():
-            if attribute in self.__dict__ and attribute != self.mark:
-                raise InvalidArgument(
-                    f"`path` must hold a model for {type(self).__name__}, but it holds a {algorithm}'s"
-                )
-
-    def _said_at_loading(self, message: str) -> None:
-        """Have ``load`` warn of a conversion."""
-        self._conversion = message
-
-    @classmethod
-    def load(cls: type[SelfTrustRegion], path: Any, *args: Any, **kwargs: Any) -> SelfTrustRegion:
-        """
-        Load a model of this class, or of SB3's or sb3-contrib's counterpart; arguments as in SB3.
-
-        :raises InvalidArgument: if an argument given here cannot work
-        """
-        # SB3 writes extra keywords to the model before it sets it up: the one moment to convert a foreign
-        # model
-        given = frozenset(kwargs) | frozenset(kwargs.get("custom_objects") or ())
-        model = super().load(path, *args, **{LOADED_WITH: given, **kwargs})
-        if conversion := model.__dict__.pop("_conversion", None):
-            warnings.warn(conversion, UserWarning, stacklevel=2)
-        return model
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_engine", "_rollout", "last_update"]
