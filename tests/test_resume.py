@@ -73,6 +73,9 @@ class Saving(BaseCallback):
         ("multi_binary", "PPOPenalty", {}),
         ("discrete", "TRPO", {"sub_sampling_factor": 2}),
         ("gsde_squashed", "PPO", {"normalized": True, "seed": None}),
+        ("box", "PPO", {"learning_rate_kl_target": 0.05, "learning_rate_kl_interval": "epoch"}),
+        ("box", "PPO", {"recompute_advantages": True, "max_kl": 0.01, "critic_learning_rate": 1e-3}),
+        ("discrete", "TRPO", {"damping_rule": "adaptive", "kl_statistic": "max", "max_chunk": 30}),
     ],
 )
 def test_goes_on_bit_for_bit(kind, name, options, tmp_path):
