@@ -1,6 +1,8 @@
 """
 TRPO's critic fitted by Adam on minibatches, as it is, and by L-BFGS on whole rollouts, as modular_rl had it.
 
+With the settings in ``hyperparams/trpo.yml``. The return is that of the last 100 episodes of training.
+
     python benchmarks/critics.py
 """
 
@@ -16,8 +18,9 @@ from pathlib import Path
 
 import numpy as np
 import torch as th
+import yaml
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_trust import TRPO
 from sb3_trust.engines.batch import Batch
@@ -67,18 +70,22 @@ class TRPOWithLBFGS(Timed):
 
 
 CRITICS = {"Adam": Timed, "L-BFGS": TRPOWithLBFGS}
-SETTINGS = {"n_steps": 256, "batch_size": 128, "n_critic_updates": 20}
+NOT_ARGUMENTS = ("policy", "n_timesteps", "n_envs", "normalize")
 
 
 def run(job: tuple[str, str, int, int]) -> dict[str, object]:
     """Train once."""
     critic, env_id, seed, timesteps = job
     th.set_num_threads(1)
-    env = make_vec_env(env_id, 8, seed=seed)
+    settings = yaml.safe_load((HERE.parent / "hyperparams" / "trpo.yml").read_text())[env_id]
+    env = make_vec_env(env_id, settings["n_envs"], seed=seed)
+    if settings.get("normalize"):
+        env = VecNormalize(env, gamma=settings["gamma"])
+    arguments = {name: value for name, value in settings.items() if name not in NOT_ARGUMENTS}
     start = time.perf_counter()
-    model = CRITICS[critic]("MlpPolicy", env, seed=seed, device="cpu", **SETTINGS).learn(timesteps)
+    model = CRITICS[critic]("MlpPolicy", env, seed=seed, device="cpu", **arguments).learn(timesteps)
     seconds = time.perf_counter() - start
-    mean, _ = evaluate_policy(model, env, 20)
+    mean = np.mean([episode["r"] for episode in model.ep_info_buffer])
     explained = float(np.mean(model.explained[-20:]))
     values = (critic, env_id, seed, round(float(mean), 1), round(explained, 3))
     return dict(zip(COLUMNS, (*values, round(model.critic_seconds, 1), round(seconds, 1)), strict=True))
@@ -102,9 +109,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--envs", nargs="+", default=["HalfCheetah-v5", "Hopper-v5", "LunarLander-v3"])
+    parser.add_argument("--envs", nargs="+", default=["HalfCheetah-v5", "Hopper-v5", "Walker2d-v5"])
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
-    parser.add_argument("--timesteps", type=int, default=100_000)
+    parser.add_argument("--timesteps", type=int, default=200_000)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--results", type=Path, default=HERE / "results" / "critics.csv")
     args = parser.parse_args()

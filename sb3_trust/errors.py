@@ -7,6 +7,9 @@ from collections.abc import Callable, Collection
 from numbers import Integral, Real
 from typing import Any
 
+# no setting is larger; what is, overflows somewhere
+MAX_INTEGER, MAX_NUMBER = 2**31 - 1, 1e18
+
 
 class InvalidArgument(ValueError, AssertionError):
     """
@@ -22,18 +25,37 @@ def reject(name: str, value: Any, allowed: str) -> InvalidArgument:
     return InvalidArgument(f"`{name}` must be {allowed}, but got {value!r}")
 
 
-def check_integer(name: str, value: Any, minimum: int) -> None:
+def check_integer(name: str, value: Any, minimum: int, maximum: int = MAX_INTEGER) -> None:
     """
-    :raises InvalidArgument: unless ``value`` is an integer (NumPy's included, bool not) of at least
-        ``minimum``
+    :raises InvalidArgument: unless ``value`` is an integer (NumPy's included, bool not) within the bounds
     """
     if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
         raise reject(name, value, f"an integer >= {minimum}")
+    if int(value) > maximum:
+        raise reject(name, value, f"an integer in [{minimum}, {maximum}]")
 
 
 def is_number(value: Any) -> bool:
-    """Whether ``value`` is a real number that is not NaN; a bool is not a number here."""
-    return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
+    """
+    Whether ``value`` is a real number that is not NaN and, unless infinite, of a size that a float32 is
+    certain to hold; a bool is not a number here.
+    """
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        size = abs(float(value))
+    except OverflowError:
+        return False
+    return size <= MAX_NUMBER or size == math.inf
+
+
+def plain_number(value: Any) -> Any:
+    """A number of NumPy's or another library's as Python's own; anything else as it is."""
+    if isinstance(value, (bool, int, float)) and type(value) in (bool, int, float):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if is_number(value) else value
 
 
 def check_number(
@@ -64,9 +86,16 @@ def check_number(
 
 def check_number_or_schedule(name: str, value: Any, **bounds: Any) -> None:
     """
-    :raises InvalidArgument: unless ``value`` is callable or passes :func:`check_number`
+    :raises InvalidArgument: unless ``value`` is a function of the remaining progress that returns a number,
+        or passes :func:`check_number`
     """
     if callable(value):
+        try:
+            fits = is_number(value(1.0))
+        except Exception as error:
+            raise reject(name, value, f"a number or a function that takes a number ({error})") from error
+        if not fits:
+            raise reject(name, value, "a number or a function that returns one")
         return
     try:
         check_number(name, value, **bounds)

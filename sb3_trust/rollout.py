@@ -72,7 +72,12 @@ def collect(
         actions = stepper.act(observations)
         clipped_actions = for_env(actions)
 
-        new_obs, rewards, dones, infos = step(clipped_actions)
+        try:
+            new_obs, rewards, dones, infos = step(clipped_actions)
+        except (EOFError, ConnectionError) as error:
+            raise EOFError(
+                "the process of an environment ended, killed or by an error of its own: see what it printed"
+            ) from error
         algorithm.num_timesteps += n_envs
         guard.check_rewards()
 

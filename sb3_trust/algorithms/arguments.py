@@ -68,7 +68,7 @@ def check_common_arguments(model: TrustRegionAlgorithm) -> None:
     check_boolean("use_sde", model.use_sde)
     check_integer("sde_sample_freq", model.sde_sample_freq, -1)
     check_integer("stats_window_size", model._stats_window_size, 1)
-    check_optional(check_integer, "seed", model.seed, 0)
+    check_optional(check_integer, "seed", model.seed, 0, 2**32 - 1)
 
 
 def check_log_std_bounds(bounds: Any, log_std: Any) -> None:

@@ -35,9 +35,13 @@ from sb3_trust.engines.batch import Batch, flat_batch
 from sb3_trust.engines.choice import choose_engine
 from sb3_trust.engines.distributions import distribution_validation_off
 from sb3_trust.engines.snapshot import Snapshot, all_finite
+from sb3_trust.errors import check_boolean, plain_number
 from sb3_trust.numerics.objectives import required
 from sb3_trust.numerics.schedules import value_at
 from sb3_trust.rollout import collect
+
+# sigma^2 is a normal float32 below this
+MAX_LOG_STD = 43.0
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ class TrustRegionAlgorithm(Loadable):
         engine: str = "auto",
         **kwargs: Any,
     ) -> None:
+        check_boolean("use_sde", kwargs.get("use_sde", False))  # SB3 looks at it before it is checked
         super().__init__(policy, env, _init_setup_model=False, **kwargs)
         self.critic_learning_rate = critic_learning_rate
         self.log_std_bounds = log_std_bounds
@@ -99,6 +104,7 @@ class TrustRegionAlgorithm(Loadable):
 
     def _setup_model(self) -> None:
         self._adopt_loaded()
+        self.__dict__.update({name: plain_number(value) for name, value in self.__dict__.items()})
         self._check_arguments()
         super()._setup_model()
         self._engine = None
@@ -205,10 +211,12 @@ class TrustRegionAlgorithm(Loadable):
             reason = batch.non_finite()
             if reason is not None:
                 raise NonFiniteUpdate(reason)
+            self._check_standard_deviation()
             statistics = self._update(batch)
             self._measure(batch, statistics)
             if not snapshot.still_finite():
                 raise NonFiniteUpdate("parameters, buffers or optimizer state")
+            self._check_standard_deviation()
             statistics.target_kl = self._current_target_kl()
             self._after_update(statistics, len(batch))
         except UndoneUpdate as error:
@@ -232,6 +240,14 @@ class TrustRegionAlgorithm(Loadable):
         if isinstance(std := getattr(self.policy, "log_std", None), th.Tensor):
             statistics.std = std.detach().exp().mean().item()
         return statistics
+
+    def _check_standard_deviation(self) -> None:
+        """
+        :raises NonFiniteUpdate: where the square of a Gaussian's sigma has no digits left in float32
+        """
+        log_std = getattr(self.policy, "log_std", None)
+        if isinstance(log_std, th.Tensor) and bool((log_std.abs() > MAX_LOG_STD).any()):
+            raise NonFiniteUpdate("standard deviation")
 
     def _measure(self, batch: Batch, statistics: UpdateStatistics) -> None:
         """How far the policy moved, on every state of the rollout, in the mode in which it acts."""

@@ -14,7 +14,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from sb3_trust.algorithms.arguments import check_minibatch
 from sb3_trust.algorithms.base import TrustRegionAlgorithm
 from sb3_trust.algorithms.epochs import Epoch, Refusal, run_epoch
-from sb3_trust.algorithms.statistics import MinibatchStatistics, UndoneUpdate, UpdateStatistics
+from sb3_trust.algorithms.statistics import MinibatchStatistics, UndoneUpdate, UpdateStatistics, finite
 from sb3_trust.algorithms.step_back import SegmentToOldPolicy
 from sb3_trust.engines.base import Descent
 from sb3_trust.engines.batch import Batch
@@ -119,6 +119,8 @@ class MinibatchAlgorithm(TrustRegionAlgorithm):
                 if epoch.stopped or self._ends_after(number, descent, batch):
                     break
         statistics = self._summarize(epochs)
+        if any(epoch.gradient_norms for epoch in epochs):
+            finite("gradient", statistics.gradient_norm)
         if auxiliary:
             statistics.auxiliary_loss = th.stack(auxiliary).mean(dtype=th.float64).item()
         if segment is not None and self.max_kl is not None:

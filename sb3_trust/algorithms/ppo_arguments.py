@@ -66,7 +66,9 @@ def _check_adaptable(learning_rate: Any) -> None:
 def _check_objective(objective: Any) -> None:
     needs = getattr(objective, "needs", None)
     named = isinstance(needs, (set, frozenset)) and needs <= set(vars(PolicyTerms()))
-    if not (callable(objective) and callable(getattr(objective, "derivatives", None)) and named):
+    if isinstance(objective, type) or not (
+        callable(objective) and callable(getattr(objective, "derivatives", None)) and named
+    ):
         terms = ", ".join(vars(PolicyTerms()))
         raise reject(
             "objective",

@@ -20,15 +20,20 @@ from sb3_trust.engines.distributions import CategoricalFamily, DistributionFamil
 from sb3_trust.engines.flat_parameters import FlatParameters
 from sb3_trust.engines.gaussian_head import GaussianHead
 from sb3_trust.engines.heads import Evaluated, Head
-from sb3_trust.engines.networks import FloatArray, Linearization, Network, Workspace, with_ones
+from sb3_trust.engines.networks import (
+    IGNORE_OVERFLOW,
+    FloatArray,
+    Linearization,
+    Network,
+    Workspace,
+    with_ones,
+)
 from sb3_trust.engines.recognition import Perceptrons
 from sb3_trust.engines.threads import one_thread
 from sb3_trust.numerics.objectives import PolicyTerms
 
 # samples that are evaluated at once: their activations stay in the processor's cache
 CHUNK_SIZE = 512
-# what is not finite is found by the update, and rolled back
-IGNORE_OVERFLOW = np.errstate(over="ignore", invalid="ignore", divide="ignore")
 OF_THE_ACTOR = frozenset({"log_prob", "entropy", "kl"})
 
 
@@ -133,6 +138,7 @@ class ClosedFormEngine(PolicyEngine):
             start = stop
         return results
 
+    @IGNORE_OVERFLOW
     def values(self, rows: FloatArray) -> FloatArray:
         """Values of rows of inputs, [n, n_inputs] to [n]; the parameters are not read anew."""
         values = np.empty(len(rows), np.float32)

@@ -9,7 +9,7 @@ import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 
 from sb3_trust.engines.base import Stepper
-from sb3_trust.engines.networks import Workspace
+from sb3_trust.engines.networks import IGNORE_OVERFLOW, Workspace
 
 if TYPE_CHECKING:
     from sb3_trust.engines.closed_form import ClosedFormEngine
@@ -55,6 +55,7 @@ class ClosedFormStepper(Stepper):
                 "no action can be chosen by it"
             )
 
+    @IGNORE_OVERFLOW
     def act(self, observations: np.ndarray | dict[str, np.ndarray]) -> np.ndarray:
         assert not isinstance(observations, dict)
         if self._step == 0 and not np.can_cast(observations.dtype, self.buffer.observations.dtype):

@@ -17,6 +17,9 @@ from sb3_trust.engines.activations import Activation
 
 FloatArray = np.ndarray
 
+# what is not finite is found by the update, and rolled back
+IGNORE_OVERFLOW = np.errstate(over="ignore", invalid="ignore", divide="ignore")
+
 
 def with_ones(rows: FloatArray) -> FloatArray:
     """Rows of inputs, [n, in], as columns above a row of ones: [in + 1, n]."""
