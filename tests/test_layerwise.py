@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticCnnPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from sb3_trust import TRPO
@@ -139,21 +140,50 @@ def parametrized(policy):
     th.nn.utils.parametrizations.weight_norm(policy.features_extractor.second)
 
 
-def gsde(policy):
+def another_parameter(policy):
     policy.features_extractor.extra = th.nn.Parameter(th.ones(8))
     policy.features_extractor.register_forward_hook(lambda module, _, output: output * module.extra)
+
+
+class ByKeyword(Small):
+    """A layer that is called by keyword."""
+
+    def forward(self, images):
+        return self.last(input=self.convolved(images))
+
+
+class Unused(Small):
+    """A layer that is also called where no graph is kept."""
+
+    def forward(self, images):
+        with th.no_grad():
+            self.first(images)
+        return super().forward(images)
+
+
+def hooked(policy):
+    policy.features_extractor.first.register_forward_hook(lambda *_: None)
+
+
+def test_a_layer_called_without_a_graph_too_has_the_factors_of_the_other_call(monkeypatch):
+    model = model_with(Unused)
+    engine, batch = AutogradEngine(model.policy), model._make_batch()
+    assert is_layerwise(engine, batch)
+    assert difference(products(engine, batch), by_autograd(engine, batch, th.float32, monkeypatch)) < 1e-5
 
 
 @pytest.mark.parametrize(
     ("extractor", "kwargs", "change"),
     [
+        (ByKeyword, {}, None),
+        (Small, {}, hooked),
         (Tied, {}, None),
         (Mixing, {}, None),
         (Small, {"activation": lambda: th.nn.ReLU(inplace=True)}, None),
         (Small, {}, parametrized),
-        (Small, {}, gsde),
+        (Small, {}, another_parameter),
     ],
-    ids=["tied", "mixing", "in place", "parametrized", "another parameter"],
+    ids=["by keyword", "hooked", "tied", "mixing", "in place", "parametrized", "another parameter"],
 )
 def test_what_does_not_come_apart_is_left_to_autograd(extractor, kwargs, change, monkeypatch):
     model = model_with(extractor, **kwargs)
@@ -192,6 +222,44 @@ def test_checking_the_factors_draws_no_random_number():
     before = th.get_rng_state()
     assert is_layerwise(engine, batch)
     assert th.equal(before, th.get_rng_state())
+
+
+class Pair(Small):
+    """Features that are not one tensor."""
+
+    def forward(self, images):
+        features = super().forward(images)
+        return features[:, :4], features[:, 4:]
+
+
+class Joined(th.nn.Module):
+    """Heads on both parts."""
+
+    def __init__(self):
+        super().__init__()
+        self.actor, self.critic = th.nn.Linear(8, 4), th.nn.Linear(8, 4)
+        self.latent_dim_pi = self.latent_dim_vf = 4
+
+    def forward_actor(self, pair):
+        return self.actor(th.cat(pair, 1))
+
+    def forward_critic(self, pair):
+        return self.critic(th.cat(pair, 1))
+
+    def forward(self, pair):
+        return self.forward_actor(pair), self.forward_critic(pair)
+
+
+class JoinedPolicy(ActorCriticCnnPolicy):
+    def _build_mlp_extractor(self):
+        self.mlp_extractor = Joined()
+
+
+def test_features_that_are_no_tensor_are_extracted_each_time():
+    env = world(ACTION_SPACES["discrete"], IMAGE)
+    kwargs = {"features_extractor_class": Pair}
+    model = TRPO(JoinedPolicy, env, n_steps=16, batch_size=8, policy_kwargs=kwargs, device="cpu").learn(32)
+    assert model.last_update.value_loss > 0
 
 
 @pytest.mark.parametrize("shared", [True, False])

@@ -71,6 +71,7 @@ def test_damping_follows_measured_over_predicted_kl():
     assert next_damping(MAX_DAMPING, 1.0, 1e-2) == MAX_DAMPING
     assert next_damping(MIN_DAMPING, 1e-3, 1e-2) == MIN_DAMPING
     assert next_damping(0.1, math.inf, 1e-2) == next_damping(0.1, 1e-2, 0.0) == 0.1
+    assert next_damping(1e9, 0.0, 0.0) == MAX_DAMPING
 
 
 @BOTH
@@ -122,10 +123,11 @@ def test_a_repeated_attempt_starts_where_the_first_did(engine, monkeypatch):
     assert distance(repeated, expected) < 1e-4
 
 
-def test_an_undone_update_leaves_the_damping_alone():
+def test_an_undone_update_leaves_the_damping_alone(monkeypatch):
     model = trained("auto", damping_rule="adaptive")
     damping = model.current_cg_damping
-    fill(model).rollout_buffer.advantages[0] = math.nan
+    fill(model)
+    monkeypatch.setattr(model, "_fit_critic", lambda *args: math.nan)  # after the policy's step
     with pytest.warns(RuntimeWarning, match="rolled back"):
         model.train()
     assert model.current_cg_damping == damping
@@ -151,10 +153,10 @@ def test_chunks_bound_what_is_evaluated_at_once_and_change_nothing(
     for owner, name in product((AutogradEngine, ClosedFormEngine), ("evaluate", "fisher_vector_product")):
         original = getattr(owner, name)
 
-        def spy(self, batch, *args, original=original):
+        def spy(self, batch, *args, original=original, **kwargs):
             if args != ({"values"},):  # the critic's minibatches
                 sizes.append(len(batch))
-            return original(self, batch, *args)
+            return original(self, batch, *args, **kwargs)
 
         monkeypatch.setattr(owner, name, spy)
     chunked = trained(engine, kind, max_chunk=20, n_critic_updates=0, **options)
@@ -183,3 +185,30 @@ def test_log_std_within_its_bounds_keeps_the_trust_region(engine):
     assert free.policy.log_std.abs().max().item() > 0.01
     assert held.policy.log_std.abs().max().item() <= 0.01 + 1e-7
     assert held.last_update.is_line_search_success and 0 < held.last_update.kl <= 0.2
+
+
+@BOTH
+def test_a_step_that_points_out_of_the_bounds_is_taken_within_them(engine):
+    model = model_of("box", TRPO, engine=engine, **SIZES, log_std_bounds=(-0.5, 0.0), accept_ratio=0.5)
+    for _ in range(4):
+        fill(model)
+        actions, mean = model.rollout_buffer.actions, distribution(model).loc.reshape(48, 2, -1).numpy()
+        # actions far from the mean are the good ones: sigma is to grow, and may not
+        model.rollout_buffer.advantages[...] = ((actions - mean) ** 2).sum(-1)
+        model.train()
+        assert model.last_update.is_line_search_success
+        assert 0.003 < model.last_update.kl <= 0.01
+        assert model.policy.log_std.max().item() <= 0.0
+
+
+def test_bounds_are_those_of_the_policy_that_is_loaded(tmp_path):
+    model = model_of("box", TRPO)
+    with th.no_grad():
+        model.policy.log_std.fill_(-3.0)
+    model.save(tmp_path / "model")
+    assert TRPO.load(tmp_path / "model", log_std_bounds=(-5.0, -1.0)).log_std_bounds == (-5.0, -1.0)
+    with pytest.raises(InvalidArgument, match=r"log_std_bounds.*\(-3\)"):
+        TRPO.load(tmp_path / "model", log_std_bounds=(-1.0, 1.0))
+    exact = model_of("box", TRPO, policy_kwargs={"log_std_init": -2.2}, log_std_bounds=(-2.2, 0.1))
+    exact.save(tmp_path / "exact")
+    TRPO.load(tmp_path / "exact")

@@ -130,6 +130,17 @@ def test_value_and_derivatives_agree_with_autograd(case, data):
             th.testing.assert_close(derivative, leaf.grad, rtol=1e-10, atol=1e-14)
 
 
+def test_larger_value_error_leaves_every_sample_inside_the_range_its_slope():
+    """In float32, where the errors with and without the clip differ by rounding there."""
+    old = 0.1 * th.randn(1000)
+    values = old + 0.05 * th.randn(1000)
+    data = SimpleNamespace(old_values=old, returns=values + 0.02 * th.randn(1000))
+    loss = ValueLoss(1.0, larger=True)
+    slopes = loss.derivatives(PolicyTerms(values=values), data).values
+    th.testing.assert_close(slopes, 2 * (values - data.returns) / 1000)
+    assert bool((slopes != 0).all())
+
+
 @pytest.mark.parametrize("loss", [ClippedSurrogateLoss(ent_coef=0.1), PenalizedSurrogateLoss(ent_coef=0.1)])
 def test_without_a_closed_form_the_sampled_log_prob_stands_for_the_entropy(loss, data):
     t = terms(data)

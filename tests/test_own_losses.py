@@ -10,7 +10,7 @@ import torch as th
 
 from sb3_trust import PPO, InvalidArgument
 from sb3_trust.numerics.objectives import Differentiated, ObjectiveValue, PolicyTerms
-from tests.worlds import fill, identical, model_of, state
+from tests.worlds import fill, identical, model_of, parameters, state
 
 SIZES = {"n_steps": 48, "batch_size": 32, "n_epochs": 4, "learning_rate": 3e-3}
 
@@ -38,7 +38,7 @@ def test_statistics_of_an_own_objective_are_logged():
     model = fill(model_of("box", PPO, objective=WrittenOut(), **SIZES))
     model.train()
     logged = model.last_update.log_items()
-    assert logged["half"] == pytest.approx(0.5 * logged["policy_loss"], rel=1e-4)
+    assert logged["objective/half"] == pytest.approx(0.5 * logged["policy_loss"], rel=1e-4)
     assert "of_objective" not in logged and 0 <= logged["clip_fraction"] <= 1
 
 
@@ -52,6 +52,47 @@ def test_derivatives_by_autograd_are_those_written_out():
     ours, theirs = (o.derivatives(terms, data).log_prob for o in (Differentiated(spo), WrittenOut()))
     assert type(ours) is np.ndarray
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+def test_statistics_of_an_undone_update_are_gone():
+    model = fill(model_of("box", PPO, objective=WrittenOut(), **SIZES))
+    model.train()
+    assert "train/objective/half" in model.logger.name_to_value
+    fill(model).rollout_buffer.advantages[0] = math.nan
+    with pytest.warns(RuntimeWarning, match="rolled back"):
+        model.train()
+    assert "train/objective/half" not in model.logger.name_to_value
+
+
+@pytest.mark.parametrize("engine", ["autograd", "closed_form"])
+def test_an_objective_that_is_no_mean_over_samples_is_named(engine):
+    objective = Differentiated(lambda terms, data: (terms.log_prob * data.advantages).mean())
+    model = fill(model_of("box", PPO, objective=objective, engine=engine, **SIZES))
+    before = state(model)
+    with pytest.raises(ValueError, match=r"objective.*shape"):
+        model.train()
+    assert identical(before, state(model))
+
+
+class KeepsDerivatives(WrittenOut):
+    """In float64, and the same object each time."""
+
+    kept = PolicyTerms()
+
+    def derivatives(self, terms, data):
+        self.kept.log_prob = super().derivatives(terms, data).log_prob.astype(np.float64)
+        return self.kept
+
+
+def test_an_objective_may_keep_what_it_returns():
+    trained = []
+    for objective in (WrittenOut(), KeepsDerivatives()):
+        model = fill(model_of("box", PPO, objective=objective, engine="closed_form", **SIZES))
+        np.random.seed(7)
+        model.train()
+        trained.append(parameters(model))
+    th.testing.assert_close(*trained, rtol=1e-5, atol=1e-6)
+    assert KeepsDerivatives.kept.values is None
 
 
 class WithAuxiliaryLoss(PPO):
@@ -82,6 +123,21 @@ def test_the_auxiliary_loss_adds_its_gradient():
 def test_the_auxiliary_loss_takes_autograd():
     with pytest.raises(InvalidArgument, match=r"engine.*auxiliary_loss"):
         model_of("box", WithAuxiliaryLoss, engine="closed_form")
+
+
+@pytest.mark.parametrize(
+    "wrong", [None, 0.5, th.zeros(()), "vector"], ids=["none", "float", "detached", "vector"]
+)
+def test_an_auxiliary_loss_that_is_no_loss_is_named(wrong):
+    class Wrong(PPO):
+        def auxiliary_loss(self, batch):
+            return self.policy.value_net.weight[0] if wrong == "vector" else wrong
+
+    model = fill(model_of("box", Wrong, **SIZES))
+    before = state(model)
+    with pytest.raises(ValueError, match=r"auxiliary_loss.*scalar tensor"):
+        model.train()
+    assert identical(before, state(model))
 
 
 def test_an_auxiliary_loss_that_is_not_finite_is_undone():

@@ -28,7 +28,7 @@ OPTIONS = {
     "rate by rollout": {"learning_rate_kl_target": 0.1},
     "rate by epoch": {"learning_rate_kl_target": 0.1, "learning_rate_kl_interval": "epoch"},
     "critic_learning_rate": {"critic_learning_rate": 1e-4},
-    "critic_learning_rate falling": {"critic_learning_rate": "lin_1e-2"},
+    "critic_learning_rate as a string": {"critic_learning_rate": "lin_1e-2"},
     "log_std_bounds": {"log_std_bounds": (-0.01, 0.01)},
     "objective": {"objective": WrittenOut()},
     "objective by autograd": {"objective": Differentiated(spo)},
@@ -191,11 +191,18 @@ def test_the_learning_rate_moves_towards_its_target_kl(engine, interval, tmp_pat
     assert PPO.load(tmp_path / "model", learning_rate=1e-4).current_learning_rate == 1e-4
 
 
+def nan_at_last(terms, data):
+    nan_at_last.calls += 1
+    return spo(terms, data) * (math.nan if nan_at_last.calls == 7 else 1.0)
+
+
 def test_an_undone_update_leaves_the_learning_rate_alone():
-    model = fill(model_with(learning_rate_kl_target=1e-9, learning_rate_kl_interval="epoch"))
-    model.rollout_buffer.advantages[0] = math.nan
+    options = {"learning_rate_kl_target": 1e-9, "learning_rate_kl_interval": "epoch"}
+    model = fill(model_with(objective=Differentiated(nan_at_last), **options))
+    nan_at_last.calls = 0
     with pytest.warns(RuntimeWarning, match="rolled back"):
         model.train()
+    assert nan_at_last.calls > 7
     assert model.current_learning_rate == model.policy.optimizer.param_groups[0]["lr"] == 3e-3
 
 
@@ -216,6 +223,10 @@ def test_the_critic_alone_learns_at_its_own_rate(algorithm, engine, tmp_path):
     steps = [float((model.policy.value_net.weight.detach() - start).norm()) for model in (plain, slow)]
     assert 0 < steps[1] < 0.05 * steps[0]
     assert slow.logger.name_to_value["train/critic_learning_rate"] == 3e-5
+    falling = fill(model_with(engine, critic_learning_rate="lin_1e-2", **options))
+    falling._current_progress_remaining = 0.25
+    falling.train()
+    assert falling.logger.name_to_value["train/critic_learning_rate"] == 0.25e-2
     (group,) = slow.policy.optimizer.param_groups
     assert group["lr"] == 3e-3 and len(group["params"]) == len(list(slow.policy.parameters()))
     if algorithm is PPO:

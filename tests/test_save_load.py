@@ -211,6 +211,16 @@ def test_our_ppo_loads_into_ppo_penalty_as_sb3s_does(tmp_path):
     assert caught[0].filename == __file__  # the warning points at the caller's line
 
 
+def test_what_ppo_penalty_drops_of_a_ppo_is_named_and_gone(tmp_path):
+    options = {"dual_clip": 3.0, "learning_rate_kl_target": 0.01, "clip_range_vf": 0.2, "value_clip": "max"}
+    model_of("box", PPO, **options).save(tmp_path / "model")
+    with pytest.warns(UserWarning, match="clip range and clip_range_vf and value_clip and dual_clip and"):
+        model = PPOPenalty.load(tmp_path / "model")
+    assert not {*options, "current_learning_rate", "objective", "kl_stop"} & set(vars(model))
+    model.save(tmp_path / "ours")
+    PPOPenalty.load(tmp_path / "ours")
+
+
 def test_a_start_value_passed_to_load_is_where_the_coefficient_starts(tmp_path):
     model = model_of("box", PPOPenalty).learn(512)
     model.save(tmp_path / "model")

@@ -71,9 +71,10 @@ def check_common_arguments(model: TrustRegionAlgorithm) -> None:
     check_optional(check_integer, "seed", model.seed, 0, 2**32 - 1)
 
 
-def check_log_std_bounds(bounds: Any, log_std: Any) -> None:
+def check_log_std_bounds(bounds: Any, log_std: Any, with_values: bool) -> None:
     """
     :param log_std: the policy's parameter, or ``None``
+    :param with_values: the parameter has the values that the bounds are for
     :raises InvalidArgument: unless the bounds are ``None``, or two numbers that ``log_std`` lies between
     """
     if bounds is None:
@@ -84,7 +85,9 @@ def check_log_std_bounds(bounds: Any, log_std: Any) -> None:
     if log_std is None:
         raise reject("log_std_bounds", bounds, "`None` for a policy without a Gaussian's `log_std`")
     low, high = log_std.min().item(), log_std.max().item()
-    if not bounds[0] <= low <= high <= bounds[1]:
+    # as the parameter would hold them
+    lower, upper = log_std.new_tensor([float(bound) for bound in bounds]).tolist()
+    if with_values and not lower <= low <= high <= upper:
         held = f"{low:g}" if low == high else f"{low:g} to {high:g}"
         raise reject("log_std_bounds", bounds, f"such that the policy's log_std ({held}) lies between them")
 

@@ -103,14 +103,18 @@ class TrustRegionAlgorithm(Loadable):
     # ---- set-up, saving, loading -------------------------------------------------------------------------
 
     def _setup_model(self) -> None:
-        self._adopt_loaded()
+        loading = self._adopt_loaded()
         self.__dict__.update({name: plain_number(value) for name, value in self.__dict__.items()})
         self._check_arguments()
         super()._setup_model()
         self._engine = None
         self._rollout = None
         self._policy_engine()  # a policy that cannot be served is refused at construction
-        check_log_std_bounds(self.log_std_bounds, getattr(self.policy, "log_std", None))
+        # a model that is being read gets its parameters later
+        self._check_log_std_bounds(with_values=not loading)
+
+    def _check_log_std_bounds(self, with_values: bool = True) -> None:
+        check_log_std_bounds(self.log_std_bounds, getattr(self.policy, "log_std", None), with_values)
 
     def _check_arguments(self) -> None:
         """

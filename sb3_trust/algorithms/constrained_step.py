@@ -15,7 +15,21 @@ from sb3_trust.numerics.line_search import LineSearchResult, Trial, backtracking
 from sb3_trust.numerics.objectives import SurrogateObjective, required
 
 if TYPE_CHECKING:
+    from sb3_trust.algorithms.base import TrustRegionAlgorithm
     from sb3_trust.algorithms.trpo import TRPO
+
+
+def limits_of(
+    algorithm: TrustRegionAlgorithm, parameters: list[th.nn.Parameter]
+) -> tuple[th.Tensor, th.Tensor]:
+    """Smallest and largest value of each entry of the parameters, by ``log_std_bounds``."""
+    log_std = getattr(algorithm.policy, "log_std", None)
+    bounds = (-math.inf, math.inf) if algorithm.log_std_bounds is None else algorithm.log_std_bounds
+    low, high = (
+        flatten(th.full_like(p, bound if p is log_std else free, dtype=th.float64) for p in parameters)
+        for free, bound in zip((-math.inf, math.inf), bounds, strict=True)
+    )
+    return low, high
 
 
 class ConstrainedStep:
@@ -38,18 +52,17 @@ class ConstrainedStep:
     ) -> None:
         self._algorithm, self._batch, self._surrogate = algorithm, batch, surrogate
         self._engine = algorithm._policy_engine()
-        self._parameters, self._step = parameters, step
-        self._slope = float(gradient @ step)
+        self._parameters = parameters
         self._origin = flatten(p.detach() for p in parameters).double()
+        # what the bounds of log_std cut off is no part of the step
+        low, high = limits_of(algorithm, parameters)
+        self._step = (self._origin + step).clamp(low, high) - self._origin
+        self._slope = float(gradient @ self._step)
         self._needs = surrogate.needs | {"kl"}
         self._start = surrogate(self._engine.measure(batch, self._needs), batch).value
 
     def _trial(self, fraction: float) -> Trial:
         assign(self._parameters, self._origin + fraction * self._step)
-        bounds, policy = self._algorithm.log_std_bounds, self._algorithm.policy
-        if bounds is not None:
-            with th.no_grad():
-                policy.log_std.clamp_(*bounds)  # type: ignore[operator]
         terms = self._engine.measure(self._batch, self._needs)
         improvement = self._surrogate(terms, self._batch).value - self._start
         return Trial(improvement.item(), self._algorithm.constrained(required(terms.kl)))

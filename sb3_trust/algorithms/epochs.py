@@ -101,4 +101,12 @@ def _evaluated(
     )
     columns = {name: [getattr(terms, name) for terms in seen[start:stop]] for name in vars(seen[start])}
     stacked = {name: None if column[0] is None else _stack(column) for name, column in columns.items()}
-    return objective(PolicyTerms(**stacked), data)
+    result = objective(PolicyTerms(**stacked), data)
+    for name, value in {"value": result.value, **result.statistics}.items():
+        if not isinstance(value, th.Tensor) or value.shape != (stop - start,):
+            found = tuple(value.shape) if isinstance(value, th.Tensor) else type(value).__name__
+            raise ValueError(
+                f"`objective` must give one {name} for each batch, of shape {(stop - start,)} for terms of "
+                f"shape [{stop - start}, n], but gave {found}: take means over the last axis alone"
+            )
+    return result

@@ -27,12 +27,22 @@ class Loadable(Resumable):
 
     mark: ClassVar[str]
 
-    def _adopt_loaded(self) -> None:
-        """Part of setting a model up: one that was just read from a file becomes one of ours."""
+    def _adopt_loaded(self) -> bool:
+        """
+        Part of setting a model up: one that was just read from a file becomes one of ours.
+
+        :return: whether it was
+        """
         overridden = self.__dict__.pop(LOADED_WITH, None)
         if overridden is not None:
             self._adopt(overridden)
         self._trust_format = TRUST_FORMAT
+        return overridden is not None
+
+    def _check_log_std_bounds(self) -> None:
+        """
+        :raises InvalidArgument: unless the bounds hold for the policy as it is
+        """
 
     def _adopt(self, overridden: frozenset[str]) -> None:
         """
@@ -63,6 +73,7 @@ class Loadable(Resumable):
         # model
         given = frozenset(kwargs) | frozenset(kwargs.get("custom_objects") or ())
         model = super().load(path, *args, **{LOADED_WITH: given, **kwargs})
+        model._check_log_std_bounds()
         if conversion := model.__dict__.pop("_conversion", None):
             warnings.warn(conversion, UserWarning, stacklevel=2)
         return model

@@ -131,6 +131,11 @@ class MinibatchAlgorithm(TrustRegionAlgorithm):
     def _recorded_auxiliary_loss(self, values: list[th.Tensor]) -> Any:
         def loss(batch: Batch) -> th.Tensor:
             value = self.auxiliary_loss(batch)
+            if not isinstance(value, th.Tensor) or value.dim() > 0 or not value.requires_grad:
+                raise ValueError(
+                    "`auxiliary_loss` must return a scalar tensor that depends on the policy's parameters, "
+                    f"but returned {value!r}"
+                )
             values.append(value.detach())
             return value
 
@@ -183,5 +188,6 @@ class MinibatchAlgorithm(TrustRegionAlgorithm):
 
     def _after_update(self, statistics: UpdateStatistics, n_samples: int) -> None:
         # a module that changes its buffers as it is trained moves the policy with all parameters as they were
-        if self.max_kl is not None and statistics.kl > self.max_kl:
+        moved = getattr(statistics, "step_fraction", 0.0) != 0.0 or any(True for _ in self.policy.buffers())
+        if self.max_kl is not None and moved and statistics.kl > self.max_kl:
             raise UndoneUpdate("kl above max_kl")

@@ -35,6 +35,7 @@ class NaturalGradient:
     :param sub_sampling_factor: F is averaged over one in so many states, drawn at random
     :param max_chunk: evaluate no more samples at once; ``None``: all
     :param statistics: told what was found
+    :param limits: smallest and largest value of each parameter, [n_policy_parameters] each; ``None``: any
     :raises NonFiniteUpdate: if the gradient is not finite
     """
 
@@ -46,6 +47,7 @@ class NaturalGradient:
         sub_sampling_factor: int,
         max_chunk: int | None,
         statistics: TRPOStatistics,
+        limits: tuple[th.Tensor, th.Tensor] | None = None,
     ) -> None:
         self._statistics = statistics
         self.parameters = engine.partition(batch).policy
@@ -58,6 +60,12 @@ class NaturalGradient:
         statistics.policy_objective = surrogate(evaluation.terms, batch).value.item()
         slopes = surrogate.derivatives(evaluation.terms, batch)
         self.gradient = flatten(evaluation.gradient(slopes, self.parameters)).double()
+        if limits is not None:
+            # a parameter at a limit does not move beyond it: the others have the trust region to themselves
+            at = flatten(p.detach() for p in self.parameters).double()
+            low, high = limits
+            outward = ((at >= high) & (self.gradient > 0)) | ((at <= low) & (self.gradient < 0))
+            self.gradient[outward] = 0.0
         statistics.gradient_norm = finite("policy gradient", self.gradient.norm().item())
         self._engine, self._chunk_size = engine, size
         self._states = batch

@@ -55,11 +55,12 @@ def check_ppo_arguments(model: PPO) -> None:
 def _check_adaptable(learning_rate: Any) -> None:
     """A learning rate that adapts starts from a number, which the Zoo and SB3 may have wrapped."""
     allowed = f"a constant in [{MIN_LEARNING_RATE:g}, {MAX_LEARNING_RATE:g}] with a `learning_rate_kl_target`"
-    rates = {learning_rate}
+    rates = [learning_rate]
     if callable(learning_rate):
-        rates = {learning_rate(tenth / 10) for tenth in range(11)}
-    (rate, *others) = rates
-    if others or not is_number(rate) or not MIN_LEARNING_RATE <= rate <= MAX_LEARNING_RATE:
+        rates = [learning_rate(tenth / 10) for tenth in range(11)]
+    rate = rates[0]
+    constant = all(other == rate for other in rates) and is_number(rate)
+    if not constant or not MIN_LEARNING_RATE <= rate <= MAX_LEARNING_RATE:
         raise reject("learning_rate", learning_rate, allowed)
 
 

@@ -20,6 +20,17 @@ from sb3_trust.numerics.losses import PenalizedSurrogateLoss
 from sb3_trust.numerics.schedules import check_target, value_at
 
 DEFAULT_TARGET_KL = 0.01
+# what else PPO has and PPOPenalty has not
+PPO_ALONE: dict[str, Any] = {
+    "clip_range_vf": None,
+    "value_clip": "sb3",
+    "dual_clip": None,
+    "kl_stop": "approx",
+    "objective": None,
+    "learning_rate_kl_target": None,
+    "learning_rate_kl_interval": "rollout",
+    "current_learning_rate": None,
+}
 
 
 class PPOPenalty(MinibatchAlgorithm):
@@ -143,11 +154,12 @@ class PPOPenalty(MinibatchAlgorithm):
             self.kl_coef = self.init_kl_coef
         if self.__dict__.pop("clip_range", None) is not None:
             # a PPO's, SB3's or ours
-            self.__dict__.pop("clip_range_vf", None)
+            lost = [name for name, off in PPO_ALONE.items() if self.__dict__.pop(name, off) != off]
             if "target_kl" not in overridden:
                 self.target_kl = DEFAULT_TARGET_KL  # PPO's is another quantity
             self._said_at_loading(
-                "this is a model of PPO; its clip range is dropped, and the KL penalty is set to "
+                f"this is a model of PPO; its {' and '.join(['clip range', *lost])} "
+                f"{'are' if lost else 'is'} dropped, and the KL penalty is set to "
                 f"target_kl={self.target_kl!r}, init_kl_coef={self.init_kl_coef!r}, "
                 f"kl_rule={self.kl_rule!r}, hinge_coef={self.hinge_coef!r} (pass others to `load`)"
             )
@@ -168,7 +180,7 @@ class PPOPenalty(MinibatchAlgorithm):
     def _update(self, batch: Batch) -> MinibatchStatistics:
         if self._current_target_kl() > 0:
             return super()._update(batch)
-        value_loss = self._fit_critic(batch, self.n_epochs, self.batch_size)
+        value_loss = self._fit_critic(batch, self.n_epochs, self.batch_size, self.max_grad_norm)
         self._n_updates += self.n_epochs
         return PPOPenaltyStatistics(value_loss=value_loss, kl_coef=self.kl_coef)
 

@@ -5,6 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, fields
 
+# an infinite divergence of a step that was taken back still says that it was too large
+LARGEST_KL = 1e30
+# prefix of the names under which statistics of a user's own objective are logged
+OF_OBJECTIVE = "objective/"
+
 
 class UndoneUpdate(Exception):
     """An update cannot be trusted and is to be rolled back; its argument says why."""
@@ -99,7 +104,7 @@ class MinibatchStatistics(UpdateStatistics):
     :param gradient_norm: mean over minibatches of the global gradient norm before clipping
     :param auxiliary_loss: mean over minibatches of the user's auxiliary loss
     :param of_objective: means over minibatches of the statistics of the user's objective, by name; each is
-        logged under that
+        logged under that after ``objective/``
     :param step_fraction: how much of the policy's step stands after it was taken back to ``max_kl``
     :param kl_of_full_step: KL(old || new) before it was taken back: what adaptive coefficients go by
     """
@@ -117,7 +122,7 @@ class MinibatchStatistics(UpdateStatistics):
     @property
     def reached_kl(self) -> float:
         """KL(old || new) that the steps of the optimizer came to."""
-        return self.kl if math.isnan(self.kl_of_full_step) else self.kl_of_full_step
+        return self.kl if math.isnan(self.kl_of_full_step) else min(self.kl_of_full_step, LARGEST_KL)
 
     def log_aliases(self) -> dict[str, str]:
         return {"policy_loss": "policy_gradient_loss"}
@@ -125,7 +130,8 @@ class MinibatchStatistics(UpdateStatistics):
     def log_items(self) -> dict[str, float | int | str]:
         items = super().log_items()
         items.pop("of_objective", None)
-        return {**items, **self.of_objective}
+        own = {OF_OBJECTIVE + name: v for name, v in self.of_objective.items() if not math.isnan(v)}
+        return {**items, **own}
 
 
 @dataclass

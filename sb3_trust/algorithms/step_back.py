@@ -6,6 +6,7 @@ import math
 
 import torch as th
 
+from sb3_trust.algorithms.statistics import NonFiniteUpdate
 from sb3_trust.engines.base import PolicyEngine
 from sb3_trust.engines.batch import Batch
 from sb3_trust.engines.vectors import assign, flatten
@@ -37,9 +38,12 @@ class SegmentToOldPolicy:
         Move the policy along the segment to its old parameters to the first point with KL(old || new) at
         most ``max_kl``; where there is none, to the old parameters, bit for bit. The critic stays.
 
+        :raises NonFiniteUpdate: if the KL divergence of the whole step is NaN
         :return: the fraction of the step that is left, and KL(old || new) of the whole step
         """
         kl = self._kl()
+        if math.isnan(kl):
+            raise NonFiniteUpdate("kl")
         if kl <= max_kl or not self._parameters:
             return 1.0, kl
         old = flatten(self._old).double()

@@ -15,7 +15,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_trust.algorithms.arguments import check_minibatch
 from sb3_trust.algorithms.base import TrustRegionAlgorithm
-from sb3_trust.algorithms.constrained_step import ConstrainedStep
+from sb3_trust.algorithms.constrained_step import ConstrainedStep, limits_of
 from sb3_trust.algorithms.natural_gradient import NaturalGradient
 from sb3_trust.algorithms.statistics import TRPOStatistics, UndoneUpdate, UpdateStatistics
 from sb3_trust.engines.batch import Batch
@@ -27,7 +27,7 @@ from sb3_trust.errors import (
     check_optional,
     reject,
 )
-from sb3_trust.numerics.damping import MAX_RETRIES, RETRY_FACTOR, next_damping
+from sb3_trust.numerics.damping import MAX_DAMPING, MAX_RETRIES, RETRY_FACTOR, next_damping
 from sb3_trust.numerics.objectives import SurrogateObjective, normalize_advantages
 from sb3_trust.numerics.schedules import check_target, value_at
 
@@ -247,7 +247,13 @@ class TRPO(TrustRegionAlgorithm):
             return  # all frozen
         surrogate = SurrogateObjective(self.ent_coef)
         natural = NaturalGradient(
-            engine, batch, surrogate, self.sub_sampling_factor, self.max_chunk, statistics
+            engine,
+            batch,
+            surrogate,
+            self.sub_sampling_factor,
+            self.max_chunk,
+            statistics,
+            limits_of(self, engine.partition(batch).policy),
         )
         damping = self._damping()
         for _ in range(1 + (MAX_RETRIES if self.damping_rule == "adaptive" else 0)):
@@ -264,7 +270,7 @@ class TRPO(TrustRegionAlgorithm):
             statistics.predicted_kl = 0.5 * direction.curvature * (beta * statistics.step_fraction) ** 2
             if search.accepted:
                 break
-            damping *= RETRY_FACTOR
+            damping = min(damping * RETRY_FACTOR, MAX_DAMPING)
 
     def _damping(self) -> float:
         if self.damping_rule == "adaptive" and self.current_cg_damping is not None:
@@ -276,15 +282,13 @@ class TRPO(TrustRegionAlgorithm):
         return (kl.max() if self.kl_statistic == "max" else kl.mean()).item()
 
     def _after_update(self, statistics: UpdateStatistics, n_samples: int) -> None:
+        assert isinstance(statistics, TRPOStatistics)
         # a module that changes its buffers as it is evaluated may move the policy after the line search
         kl = statistics.kl_max if self.kl_statistic == "max" else statistics.kl
-        if kl > statistics.target_kl + KL_ROUNDING:
+        may_have_moved = statistics.step_norm > 0 or any(True for _ in self.policy.buffers())
+        if may_have_moved and kl > statistics.target_kl + KL_ROUNDING:
             raise UndoneUpdate("kl above target_kl")
-        if (
-            self.damping_rule == "adaptive"
-            and isinstance(statistics, TRPOStatistics)
-            and statistics.line_search_steps
-        ):
+        if self.damping_rule == "adaptive" and statistics.line_search_steps:
             self.current_cg_damping = next_damping(
                 statistics.cg_damping, statistics.kl, statistics.predicted_kl
             )

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import MaybeCallback
 
-from sb3_trust.algorithms.statistics import UpdateStatistics
+from sb3_trust.algorithms.statistics import OF_OBJECTIVE, UpdateStatistics
 
 SelfUpdateLogging = TypeVar("SelfUpdateLogging", bound="UpdateLogging")
 
@@ -49,7 +49,12 @@ class UpdateLogging(OnPolicyAlgorithm):
     def _log(self, statistics: UpdateStatistics, seconds: float) -> None:
         """Log an update; ends ``train``."""
         items = statistics.log_items()
-        for name in statistics.log_names() - items.keys():
+        of_objective = {
+            name.removeprefix("train/")
+            for name in self.logger.name_to_value
+            if name.startswith(f"train/{OF_OBJECTIVE}")
+        }
+        for name in (statistics.log_names() | of_objective) - items.keys():
             for values in (
                 self.logger.name_to_value,
                 self.logger.name_to_excluded,

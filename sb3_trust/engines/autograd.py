@@ -110,9 +110,9 @@ class AutogradEngine(PolicyEngine):
             chunks = self.chunks(batch)
             return th.cat([self.family.of(self.policy.get_distribution(c.observations)) for c in chunks])
 
-    def fisher_vector_product(self, batch: Batch) -> Callable[[th.Tensor], th.Tensor]:
+    def fisher_vector_product(self, batch: Batch, once: bool = False) -> Callable[[th.Tensor], th.Tensor]:
         parameters = self.partition(batch).policy
-        return fisher_product(self.policy, self.family, batch, self.chunks(batch), parameters)
+        return fisher_product(self.policy, self.family, batch, self.chunks(batch), parameters, once)
 
     def partition(self, batch: Batch) -> Partition:
         key = tuple((id(p), p.requires_grad) for p in self.policy.parameters())

@@ -96,9 +96,11 @@ class AutogradDescent(Descent):
         )
         if not own or policy.training or not methods or any(id(p) in own for p in self._moving):
             return batch
-        self._on_features = True
         chunks = [chunk.observations for chunk in self._engine.chunks(batch)]
         features = [BasePolicy.extract_features(policy, chunk, extractor) for chunk in chunks]
+        if not all(isinstance(part, th.Tensor) for part in features) or sum(map(len, features)) != len(batch):
+            return batch
+        self._on_features = True
         return replace(batch, observations=th.cat(features))
 
     def minibatches(self, batch: Batch, size: int, needs: Collection[str]) -> list[Batch]:

@@ -211,10 +211,12 @@ class PolicyEngine(ABC):
         """
 
     @abstractmethod
-    def fisher_vector_product(self, batch: Batch) -> Callable[[th.Tensor], th.Tensor]:
+    def fisher_vector_product(self, batch: Batch, once: bool = False) -> Callable[[th.Tensor], th.Tensor]:
         """
         The product with the policy's Fisher information matrix, averaged over the batch's states, at the
         present parameters: a map on vectors of shape [n_policy_parameters].
+
+        :param once: it will be used for a single product
         """
 
     @abstractmethod

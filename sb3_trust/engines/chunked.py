@@ -45,10 +45,10 @@ def fisher_in_chunks(engine: PolicyEngine, batch: Batch, size: int) -> Callable[
     chunks = batch.chunks(size)
 
     def product(vector: th.Tensor) -> th.Tensor:
-        shares = (engine.fisher_vector_product(chunk)(vector) * (len(chunk) / len(batch)) for chunk in chunks)
         total = th.zeros_like(vector)
-        for share in shares:
-            total += share
+        for chunk in chunks:
+            share = len(chunk) / len(batch)
+            total += engine.fisher_vector_product(chunk, once=True)(vector) * share
         return total
 
     return product

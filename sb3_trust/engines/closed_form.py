@@ -155,7 +155,7 @@ class ClosedFormEngine(PolicyEngine):
         return th.from_numpy(self.head.parameters(self._forward(batch, {"log_prob"})[0]))
 
     @IGNORE_OVERFLOW
-    def fisher_vector_product(self, batch: Batch) -> Callable[[th.Tensor], th.Tensor]:
+    def fisher_vector_product(self, batch: Batch, once: bool = False) -> Callable[[th.Tensor], th.Tensor]:
         self.parameters.read()
         flat, n = self.parameters, len(batch)
         chunks = [Linearization(flat.actor, x) for x in self.inputs(batch)]

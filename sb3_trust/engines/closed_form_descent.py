@@ -36,7 +36,8 @@ def slopes(
     def of(term: Array | None) -> np.ndarray | None:
         if isinstance(term, th.Tensor):
             term = term.numpy()
-        return None if term is None else term[rows]
+        # a user's objective may have made it float64
+        return None if term is None else np.asarray(term[rows], np.float32)
 
     result = []
     if evaluated is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -27,6 +28,7 @@ def fisher_product(
     batch: Batch,
     chunks: list[Batch],
     parameters: list[th.nn.Parameter],
+    once: bool,
 ) -> Product:
     """
     The product with the Fisher matrix at the present parameters, averaged over a batch's states.
@@ -35,14 +37,13 @@ def fisher_product(
     into them and they fit into memory; linear layers alone are faster by autograd.
 
     :param chunks: the batch in pieces that are evaluated at once
+    :param once: a single product is made, which factors are not worth
     """
-    if any(isinstance(module, CONVOLUTIONS) for module in policy.modules()):
-        try:
+    if not once and any(isinstance(module, CONVOLUTIONS) for module in policy.modules()):
+        with suppress(NotLayerwise):
             entries = check_layerwise(policy, family, batch[:PROBE_SIZE].observations, parameters)
-        except NotLayerwise:
-            entries = MAX_FACTOR_ENTRIES
-        if entries * len(batch) < MAX_FACTOR_ENTRIES:
-            return _layerwise_product(policy, family, chunks, parameters)
+            if entries * len(batch) < MAX_FACTOR_ENTRIES:
+                return _layerwise_product(policy, family, chunks, parameters)
     return _twice_backward_product(policy, family, batch, parameters)
 
 

@@ -147,7 +147,8 @@ def _owners(
     for module in policy.modules():
         members = [p for p in module.parameters(recurse=False) if id(p) in wanted]
         if members and module is not policy:
-            if type(module) not in LAYERS or th.nn.utils.parametrize.is_parametrized(module):
+            hooked = module._forward_hooks or module._forward_pre_hooks  # a hook would see tangents
+            if type(module) not in LAYERS or hooked or th.nn.utils.parametrize.is_parametrized(module):
                 raise NotLayerwise(f"{type(module).__name__} is not a plain layer")
             owners[module] = members
     return owners
@@ -165,6 +166,10 @@ def _free_log_std(policy: ActorCriticPolicy, parameters: list[th.nn.Parameter]) 
 
 def _recorder(calls: list[tuple[th.nn.Module, th.Tensor, th.Tensor]]) -> Callable[..., None]:
     def record(layer: th.nn.Module, inputs: tuple[Any, ...], output: th.Tensor) -> None:
+        if not output.requires_grad:
+            return  # under no_grad: no way to the outputs
+        if len(inputs) != 1:
+            raise NotLayerwise("a layer is called by keyword")
         calls.append((layer, inputs[0].detach(), output))
 
     return record

@@ -22,11 +22,10 @@ def next_damping(damping: float, kl: float, predicted_kl: float) -> float:
     :param kl: measured; one that is not finite leaves the damping as it is
     :param predicted_kl: ``s^T F s / 2`` for the step s
     """
-    if not math.isfinite(kl) or not predicted_kl > 0:
-        return damping
-    ratio = kl / predicted_kl
-    if ratio > DISTRUSTED:
-        damping *= FACTOR
-    elif ratio < TRUSTED:
-        damping /= FACTOR
+    if math.isfinite(kl) and predicted_kl > 0:
+        ratio = kl / predicted_kl
+        if ratio > DISTRUSTED:
+            damping *= FACTOR
+        elif ratio < TRUSTED:
+            damping /= FACTOR
     return min(max(damping, MIN_DAMPING), MAX_DAMPING)

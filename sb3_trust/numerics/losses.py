@@ -60,10 +60,11 @@ class ValueLoss:
     def derivatives(self, terms: PolicyTerms, data: RolloutTerms) -> PolicyTerms:
         plain, error = self._errors(terms, data)
         flat = None
-        if self.larger:
-            error, flat = plain, error**2 > plain**2
-        elif self.clip_range is not None:
+        if self.clip_range is not None:
             flat = abs(required(terms.values) - data.old_values) > self.clip_range
+        if self.larger and flat is not None:
+            # inside the range the two differ by rounding alone
+            error, flat = plain, flat & (error**2 > plain**2)
         error = error * (2.0 * self.weight / error.shape[-1])
         return PolicyTerms(values=error if flat is None else set_zero_(error, flat))
 
@@ -113,7 +114,8 @@ class _ActorCriticLoss:
 
     def derivatives(self, terms: PolicyTerms, data: RolloutTerms) -> PolicyTerms:
         log_ratio = required(terms.log_prob) - data.old_log_prob
-        derivatives = self._policy_derivatives(log_ratio, terms, data)
+        # a copy: a user's objective may keep what it returns
+        derivatives = replace(self._policy_derivatives(log_ratio, terms, data))
         derivatives.values = _sum(derivatives.values, self._value_loss.derivatives(terms, data).values)
         if self.ent_coef:
             per_sample = self.ent_coef / log_ratio.shape[-1]

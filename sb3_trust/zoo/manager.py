@@ -71,9 +71,16 @@ class TrustExperimentManager(ExperimentManager):
         return normalized
 
     def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
-        """As the Zoo; beta goes on from where it was, unless the command line has another."""
-        if "init_kl_coef" not in (self.custom_hyperparams or {}):
-            hyperparams.pop("init_kl_coef", None)
+        """As the Zoo; what adapts goes on from where it was, unless the command line has another start."""
+        given = self.custom_hyperparams or {}
+        starts = ["init_kl_coef"]
+        if hyperparams.get("learning_rate_kl_target") is not None:
+            starts += ["learning_rate", "learning_rate_kl_target"]
+        if hyperparams.get("damping_rule") == "adaptive":
+            starts += ["cg_damping", "damping_rule"]
+        for name in starts:
+            if name not in given:
+                hyperparams.pop(name, None)
         return super()._load_pretrained_agent(hyperparams, env)
 
     def learn(self, model: BaseAlgorithm) -> None:
