@@ -16,7 +16,10 @@ from sb3_trust import PPOPenalty
 
 pytest.importorskip("rl_zoo3")
 
+from rl_zoo3.exp_manager import ExperimentManager
+
 from sb3_trust.zoo.interruption import Interruption
+from sb3_trust.zoo.manager import TrustExperimentManager
 
 ROOT = Path(__file__).parent.parent
 ENVIRON = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
@@ -139,3 +142,29 @@ def test_signals_do_afterwards_what_they_did_before():
     thread.start()
     thread.join()
     assert signal.getsignal(signal.SIGTERM) == before[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ({}, {"ent_coef"}),
+        ({"cg_damping": 0.2, "learning_rate": 1e-3}, {"ent_coef", "cg_damping", "learning_rate"}),
+    ],
+)
+def test_where_adapted_values_started_is_not_where_they_go_on(given, kept, monkeypatch):
+    """Arguments that reach ``load`` would set the adapted values back."""
+    seen = []
+    monkeypatch.setattr(
+        ExperimentManager, "_load_pretrained_agent", lambda self, hyperparams, env: seen.append(hyperparams)
+    )
+    manager = object.__new__(TrustExperimentManager)
+    manager.custom_hyperparams = given
+    settings = {
+        "init_kl_coef": 1.0, "learning_rate": 1e-3, "learning_rate_kl_target": 0.01, "cg_damping": 0.1,
+        "damping_rule": "adaptive", "ent_coef": 0.0,
+    }  # fmt: skip
+    manager._load_pretrained_agent(dict(settings), None)
+    assert set(seen[0]) == kept
+    fixed = {**settings, "learning_rate_kl_target": None, "damping_rule": "fixed"}
+    manager._load_pretrained_agent(dict(fixed), None)
+    assert set(seen[1]) == set(fixed) - {"init_kl_coef"}
