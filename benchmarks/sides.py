@@ -30,6 +30,7 @@ class Case:
     :param engine: of our side
     :param transitions: in a rollout
     :param kwargs: arguments for both sides, instead of the peer's defaults
+    :param rollouts: at most so many in each repeat: of a peer that takes minutes for one, one must do
     """
 
     algorithm: str
@@ -40,6 +41,7 @@ class Case:
     engine: str = "auto"
     transitions: int = TRANSITIONS
     kwargs: dict[str, Any] = field(default_factory=dict)
+    rollouts: int = 1000
 
     @property
     def is_atari(self) -> bool:
@@ -88,7 +90,9 @@ CASES: dict[str, Case] = {
     "ppo/PongNoFrameskip-v4/8": Case(
         "ppo", "PongNoFrameskip-v4", 8, transitions=1024, kwargs={**ATARI, "n_epochs": 4}
     ),
-    "trpo/PongNoFrameskip-v4/8": Case("trpo", "PongNoFrameskip-v4", 8, transitions=1024, kwargs=ATARI),
+    "trpo/PongNoFrameskip-v4/8": Case(
+        "trpo", "PongNoFrameskip-v4", 8, transitions=1024, kwargs=ATARI, rollouts=1
+    ),
 }
 
 

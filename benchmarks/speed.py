@@ -83,6 +83,7 @@ def peak_memory(case_name: str, name: str) -> int:
 def measure(case_name: str, repeats: int, rollouts: int, threads: int, sbx: Sbx | None) -> list[dict]:
     """The rows of one case: against the peer, and against SBX where that is asked for."""
     case = CASES[case_name]
+    rollouts = min(rollouts, case.rollouts)
     env = case.make_env(seed=0)
     alone = environment_alone(env)
     env.close()
