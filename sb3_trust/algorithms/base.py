@@ -266,6 +266,12 @@ class TrustRegionAlgorithm(Loadable):
             log_std_bounds=None if bounds is None else (float(bounds[0]), float(bounds[1])),
         )
 
+    @th.no_grad()
+    def keep_log_std_within_bounds(self) -> None:
+        """For steps that are not an optimizer's."""
+        if self.log_std_bounds is not None:
+            self.policy.log_std.clamp_(*self.log_std_bounds)  # type: ignore[operator]
+
     def _fit_critic(
         self, batch: Batch, n_epochs: int, batch_size: int, max_grad_norm: float = math.inf
     ) -> float:

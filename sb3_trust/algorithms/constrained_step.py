@@ -46,10 +46,7 @@ class ConstrainedStep:
 
     def _trial(self, fraction: float) -> Trial:
         assign(self._parameters, self._origin + fraction * self._step)
-        bounds, policy = self._algorithm.log_std_bounds, self._algorithm.policy
-        if bounds is not None:
-            with th.no_grad():
-                policy.log_std.clamp_(*bounds)  # type: ignore[operator]
+        self._algorithm.keep_log_std_within_bounds()
         terms = self._engine.measure(self._batch, self._needs)
         improvement = self._surrogate(terms, self._batch).value - self._start
         return Trial(improvement.item(), self._algorithm.constrained(required(terms.kl)))

@@ -12,7 +12,13 @@ SelfLoadable = TypeVar("SelfLoadable", bound="Loadable")
 
 TRUST_FORMAT = 1  # of saved models; a model saved by SB3 or sb3-contrib has none
 # the argument that tells an algorithm's saved model from the others'
-MARKS = {"PPO": "clip_range", "PPOPenalty": "init_kl_coef", "TRPO": "cg_max_steps"}
+MARKS = {
+    "PPO": "clip_range",
+    "PPOPenalty": "init_kl_coef",
+    "TRPO": "line_search_max_iter",
+    "NPG": "step_size",
+    "REINFORCE": "n_gradient_steps",
+}
 # written by `load` (or its caller), read by `_setup_model`: which arguments the caller of `load` overrides
 LOADED_WITH = "_loaded_with"
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch as th
 
-from sb3_trust.algorithms.statistics import NonFiniteUpdate, TRPOStatistics, finite
+from sb3_trust.algorithms.statistics import NaturalGradientStatistics, NonFiniteUpdate, finite
 from sb3_trust.engines.base import Evaluation, PolicyEngine
 from sb3_trust.engines.batch import Batch
 from sb3_trust.engines.chunked import ChunkedEvaluation, fisher_in_chunks
@@ -45,7 +45,7 @@ class NaturalGradient:
         surrogate: SurrogateObjective,
         sub_sampling_factor: int,
         max_chunk: int | None,
-        statistics: TRPOStatistics,
+        statistics: NaturalGradientStatistics,
     ) -> None:
         self._statistics = statistics
         self.parameters = engine.partition(batch).policy

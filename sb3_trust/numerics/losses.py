@@ -14,6 +14,7 @@ from sb3_trust.numerics.objectives import (
     ObjectiveValue,
     PolicyTerms,
     RolloutTerms,
+    SurrogateObjective,
     approximate_kl,
     required,
 )
@@ -66,6 +67,20 @@ class ValueLoss:
             flat = abs(required(terms.values) - data.old_values) > self.clip_range
         error = error * (2.0 * self.weight / error.shape[-1])
         return PolicyTerms(values=error if flat is None else set_zero_(error, flat))
+
+
+@dataclass(frozen=True)
+class PolicyGradientLoss(SurrogateObjective):
+    """
+    The negative surrogate: at the old policy, its gradient is the policy gradient.
+    """
+
+    def __call__(self, terms: PolicyTerms, data: RolloutTerms) -> ObjectiveValue:
+        return ObjectiveValue(-super().__call__(terms, data).value)
+
+    def derivatives(self, terms: PolicyTerms, data: RolloutTerms) -> PolicyTerms:
+        slopes = vars(super().derivatives(terms, data))
+        return PolicyTerms(**{name: None if slope is None else -slope for name, slope in slopes.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
