@@ -97,6 +97,16 @@ def test_max_kl_takes_the_policy_back_along_its_step(algorithm, kind, engine):
     assert "step_fraction" in bounded.last_update.log_items()
 
 
+@BOTH
+def test_what_adapts_goes_by_the_step_before_it_is_taken_back(engine):
+    penalty = trained(engine, algorithm=PPOPenalty, target_kl=2e-3, max_kl=2e-3)
+    assert penalty.last_update.kl <= 2e-3 < 3e-3 < penalty.last_update.kl_of_full_step
+    assert penalty.kl_coef == 2.0
+    clip = trained(engine, learning_rate_kl_target=2e-3, max_kl=2e-3)
+    assert clip.last_update.kl_of_full_step > 4e-3
+    assert clip.current_learning_rate == pytest.approx(3e-3 / 1.5)
+
+
 def distribution(model, on=None):
     """The torch distribution of a model's policy at the states of a rollout."""
     buffer = (on or model).rollout_buffer.observations
@@ -205,6 +215,7 @@ def test_the_critic_alone_learns_at_its_own_rate(algorithm, engine, tmp_path):
     start = fill(model_with(engine, **options)).policy.value_net.weight.detach()
     steps = [float((model.policy.value_net.weight.detach() - start).norm()) for model in (plain, slow)]
     assert 0 < steps[1] < 0.05 * steps[0]
+    assert slow.logger.name_to_value["train/critic_learning_rate"] == 3e-5
     (group,) = slow.policy.optimizer.param_groups
     assert group["lr"] == 3e-3 and len(group["params"]) == len(list(slow.policy.parameters()))
     if algorithm is PPO:

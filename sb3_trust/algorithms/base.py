@@ -260,6 +260,7 @@ class TrustRegionAlgorithm(Loadable):
         rate, bounds = self.critic_learning_rate, self.log_std_bounds
         if rate is not None:
             rate = value_at("critic_learning_rate", rate, self._current_progress_remaining)
+            self.logger.record("train/critic_learning_rate", rate)
         return DescentOptions(
             max_grad_norm=max_grad_norm,
             critic_learning_rate=rate,

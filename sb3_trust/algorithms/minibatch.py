@@ -123,7 +123,7 @@ class MinibatchAlgorithm(TrustRegionAlgorithm):
             statistics.auxiliary_loss = th.stack(auxiliary).mean(dtype=th.float64).item()
         if segment is not None and self.max_kl is not None:
             self.policy.set_training_mode(False)
-            statistics.step_fraction = segment.step_back(self.max_kl)
+            statistics.step_fraction, statistics.kl_of_full_step = segment.step_back(self.max_kl)
         return statistics
 
     def _recorded_auxiliary_loss(self, values: list[th.Tensor]) -> Any:

@@ -72,7 +72,8 @@ class PPO(MinibatchAlgorithm):
         times ``target_kl``
     :param max_kl: take the policy back along the segment to the old parameters, after the last epoch, until
         its exact KL(old || new) is at most this; ``None``: off
-    :param recompute_advantages: estimate the advantages anew before each epoch, from the critic as it is
+    :param recompute_advantages: estimate the advantages anew before each epoch but the first, from the critic
+        as it is
     :param learning_rate_kl_target: adapt the learning rate to this KL(old || new): divided by 1.5 above twice
         the target, multiplied by 1.5 below half of it, within [1e-5, 1e-2]; usually 0.01; ``None``: off
     :param learning_rate_kl_interval: when: after each "rollout" or each "epoch"
@@ -251,7 +252,8 @@ class PPO(MinibatchAlgorithm):
             return
         self.current_learning_rate = rate = self.policy.optimizer.param_groups[0]["lr"]
         if self.learning_rate_kl_interval == "rollout":
-            self.current_learning_rate = next_learning_rate(rate, statistics.kl, target)
+            assert isinstance(statistics, MinibatchStatistics)
+            self.current_learning_rate = next_learning_rate(rate, statistics.reached_kl, target)
 
     def _summarize(self, epochs: list[Epoch]) -> MinibatchStatistics:
         statistics = super()._summarize(epochs)

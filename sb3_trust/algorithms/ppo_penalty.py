@@ -46,6 +46,8 @@ class PPOPenalty(MinibatchAlgorithm):
         ``min, max`` (bounds)
     :param hinge_coef: weight of the hinge on a KL divergence above twice the target; ``None``: the rule's,
         1000 for "modular_rl" and 0 for the others
+    :param max_kl: and ``recompute_advantages``, ``critic_learning_rate``, ``log_std_bounds``: as for
+        :class:`~sb3_trust.PPO`; beta moves by the KL divergence before the policy is taken back
     :raises InvalidArgument: if an argument cannot work
     """
 
@@ -178,8 +180,8 @@ class PPOPenalty(MinibatchAlgorithm):
 
     def _after_update(self, statistics: UpdateStatistics, n_samples: int) -> None:
         super()._after_update(statistics, n_samples)
-        if statistics.target_kl > 0:
+        if statistics.target_kl > 0 and isinstance(statistics, MinibatchStatistics):
             rule = preset(self.kl_rule).rule
             self.kl_coef = next_coefficient(
-                rule, self.kl_coef, statistics.kl, statistics.target_kl, n_samples
+                rule, self.kl_coef, statistics.reached_kl, statistics.target_kl, n_samples
             )

@@ -47,8 +47,9 @@ class UpdateStatistics:
     :param std: mean standard deviation parameter of a Gaussian policy
     :param n_updates: epochs (PPO, PPOPenalty) or updates (TRPO) since the start of training, as SB3 counts
         them
-    :param rollbacks: updates undone since the start of training, because something was NaN or infinite
-    :param rollback_reason: what was not finite, if this update was rolled back
+    :param rollbacks: updates undone since the start of training, because something was NaN or infinite or a
+        bound was not kept
+    :param rollback_reason: what it was, if this update was rolled back
     """
 
     kl: float = 0.0
@@ -100,6 +101,7 @@ class MinibatchStatistics(UpdateStatistics):
     :param of_objective: means over minibatches of the statistics of the user's objective, by name; each is
         logged under that
     :param step_fraction: how much of the policy's step stands after it was taken back to ``max_kl``
+    :param kl_of_full_step: KL(old || new) before it was taken back: what adaptive coefficients go by
     """
 
     policy_loss: float = math.nan
@@ -110,6 +112,12 @@ class MinibatchStatistics(UpdateStatistics):
     auxiliary_loss: float = math.nan
     of_objective: dict[str, float] = field(default_factory=dict)
     step_fraction: float = math.nan
+    kl_of_full_step: float = math.nan
+
+    @property
+    def reached_kl(self) -> float:
+        """KL(old || new) that the steps of the optimizer came to."""
+        return self.kl if math.isnan(self.kl_of_full_step) else self.kl_of_full_step
 
     def log_aliases(self) -> dict[str, str]:
         return {"policy_loss": "policy_gradient_loss"}

@@ -32,16 +32,16 @@ class SegmentToOldPolicy:
     def _kl(self) -> float:
         return required(self._engine.measure(self._batch, {"kl"}).kl).mean().item()
 
-    def step_back(self, max_kl: float) -> float:
+    def step_back(self, max_kl: float) -> tuple[float, float]:
         """
         Move the policy along the segment to its old parameters to the first point with KL(old || new) at
         most ``max_kl``; where there is none, to the old parameters, bit for bit. The critic stays.
 
-        :return: the fraction of the step that is left
+        :return: the fraction of the step that is left, and KL(old || new) of the whole step
         """
         kl = self._kl()
         if kl <= max_kl or not self._parameters:
-            return 1.0
+            return 1.0, kl
         old = flatten(self._old).double()
         step = flatten(p.detach() for p in self._parameters).double() - old
         # the KL divergence is quadratic in small steps; what is not finite says nothing about the length
@@ -56,4 +56,4 @@ class SegmentToOldPolicy:
             with th.no_grad():
                 for parameter, weights in zip(self._parameters, self._old, strict=True):
                     parameter.copy_(weights)
-        return found.fraction * start
+        return found.fraction * start, kl
