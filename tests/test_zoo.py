@@ -157,7 +157,7 @@ def test_registered_in_the_zoos_own_dictionaries():
     for key, algorithm in ALGORITHMS.items():
         assert rl_zoo3.ALGOS[key] is algorithm is getattr(sb3_trust, algorithm.__name__)
         assert key in HYPERPARAMS_SAMPLER and key in HYPERPARAMS_CONVERTER
-    assert set(ALGORITHMS) == {"trpo", "ppo", "ppopenalty"}
+    assert set(ALGORITHMS) == {"reinforce", "npg", "trpo", "ppo", "ppopenalty"}
 
 
 @pytest.mark.parametrize("key", ALGORITHMS)
