@@ -1,8 +1,10 @@
 """The figures show what was recorded."""
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -349,3 +351,14 @@ def test_plots_do_not_import_pyplot():
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
+
+
+def test_examples_of_the_page_run(tmp_path, monkeypatch):
+    page = (Path(__file__).parent.parent / "docs" / "plots.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for code in re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE):
+        exec(compile(code, "plots.md", "exec"), names)
+    assert names["update"].update == 4
+    drawn = {path.name for path in (tmp_path / "runs").glob("*.png")}
+    assert drawn == {"kl.png", "landscape.png", "line_search.png"}
