@@ -81,7 +81,9 @@ def check_number(
             allowed = (
                 f"a{' ' if allow_infinity else ' finite '}number {'>' if open_minimum else '>='} {minimum:g}"
             )
-        raise reject(name, value, allowed)
+        real = isinstance(value, Real) and not isinstance(value, bool)
+        too_large = real and value == value and not is_number(value)
+        raise reject(name, value, f"{allowed}, and at most {MAX_NUMBER:g}" if too_large else allowed)
 
 
 def check_number_or_schedule(name: str, value: Any, **bounds: Any) -> None:

@@ -15,8 +15,10 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_trust.algorithms.base import TrustRegionAlgorithm
 from sb3_trust.algorithms.loading import LOADED_WITH, MARKS
+from sb3_trust.algorithms.npg import NPG
 from sb3_trust.algorithms.ppo import PPO
 from sb3_trust.algorithms.ppo_penalty import PPOPenalty
+from sb3_trust.algorithms.reinforce import REINFORCE
 from sb3_trust.algorithms.trpo import TRPO
 from sb3_trust.errors import InvalidArgument, UnsafeModel, reject
 from sb3_trust.safe_archive import (
@@ -32,7 +34,7 @@ from sb3_trust.safe_globals import NORMALIZATION
 from sb3_trust.safe_pickle import loads
 
 ALGORITHMS: dict[str, type[TrustRegionAlgorithm]] = {
-    algorithm.__name__: algorithm for algorithm in (PPO, PPOPenalty, TRPO)
+    algorithm.__name__: algorithm for algorithm in (NPG, PPO, REINFORCE, TRPO, PPOPenalty)
 }
 TENSORS = ("policy.pth", "policy.optimizer.pth", "pytorch_variables.pth")
 MEMBERS = ("data", *TENSORS, "_stable_baselines3_version", "system_info.txt")

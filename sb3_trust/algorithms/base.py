@@ -113,7 +113,10 @@ class TrustRegionAlgorithm(Loadable):
         # a model that is being read gets its parameters later
         self._check_log_std_bounds(with_values=not loading)
 
-    def _check_log_std_bounds(self, with_values: bool = True) -> None:
+    def _check_loaded(self) -> None:
+        self._check_log_std_bounds(with_values=True)
+
+    def _check_log_std_bounds(self, with_values: bool) -> None:
         check_log_std_bounds(self.log_std_bounds, getattr(self.policy, "log_std", None), with_values)
 
     def _check_arguments(self) -> None:

@@ -7,38 +7,24 @@ from typing import TYPE_CHECKING
 
 import torch as th
 
+from sb3_trust.algorithms.natural_gradient import NaturalGradient
 from sb3_trust.algorithms.statistics import TRPOStatistics
 from sb3_trust.engines.batch import Batch
 from sb3_trust.engines.snapshot import Snapshot
-from sb3_trust.engines.vectors import assign, flatten
+from sb3_trust.engines.vectors import assign
 from sb3_trust.numerics.line_search import LineSearchResult, Trial, backtracking_line_search
 from sb3_trust.numerics.objectives import SurrogateObjective, required
 
 if TYPE_CHECKING:
-    from sb3_trust.algorithms.base import TrustRegionAlgorithm
     from sb3_trust.algorithms.trpo import TRPO
-
-
-def limits_of(
-    algorithm: TrustRegionAlgorithm, parameters: list[th.nn.Parameter]
-) -> tuple[th.Tensor, th.Tensor]:
-    """Smallest and largest value of each entry of the parameters, by ``log_std_bounds``."""
-    log_std = getattr(algorithm.policy, "log_std", None)
-    bounds = (-math.inf, math.inf) if algorithm.log_std_bounds is None else algorithm.log_std_bounds
-    low, high = (
-        flatten(th.full_like(p, bound if p is log_std else free, dtype=th.float64) for p in parameters)
-        for free, bound in zip((-math.inf, math.inf), bounds, strict=True)
-    )
-    return low, high
 
 
 class ConstrainedStep:
     """
     The points between the policy's parameters and a full step from them.
 
-    :param parameters: those that the step moves
+    :param natural: where the step starts, and the gradient of the surrogate there
     :param step: [n_policy_parameters], in float64
-    :param gradient: of the surrogate, where the step starts
     """
 
     def __init__(
@@ -46,18 +32,13 @@ class ConstrainedStep:
         algorithm: TRPO,
         batch: Batch,
         surrogate: SurrogateObjective,
-        parameters: list[th.nn.Parameter],
+        natural: NaturalGradient,
         step: th.Tensor,
-        gradient: th.Tensor,
     ) -> None:
         self._algorithm, self._batch, self._surrogate = algorithm, batch, surrogate
         self._engine = algorithm._policy_engine()
-        self._parameters = parameters
-        self._origin = flatten(p.detach() for p in parameters).double()
-        # what the bounds of log_std cut off is no part of the step
-        low, high = limits_of(algorithm, parameters)
-        self._step = (self._origin + step).clamp(low, high) - self._origin
-        self._slope = float(gradient @ self._step)
+        self._parameters, self._origin, self._step = natural.parameters, natural.origin, step
+        self._slope = float(natural.gradient @ step)
         self._needs = surrogate.needs | {"kl"}
         self._start = surrogate(self._engine.measure(batch, self._needs), batch).value
 

@@ -17,6 +17,7 @@ from sb3_trust.numerics.objectives import (
     PolicyTerms,
     RolloutArrays,
     RolloutTerms,
+    joined,
     normalize_advantages,
 )
 
@@ -99,9 +100,7 @@ def _evaluated(
             for name in ("advantages", "returns", "old_values", "old_log_prob")
         )
     )
-    columns = {name: [getattr(terms, name) for terms in seen[start:stop]] for name in vars(seen[start])}
-    stacked = {name: None if column[0] is None else _stack(column) for name, column in columns.items()}
-    result = objective(PolicyTerms(**stacked), data)
+    result = objective(joined(seen[start:stop], _stack), data)
     for name, value in {"value": result.value, **result.statistics}.items():
         if not isinstance(value, th.Tensor) or value.shape != (stop - start,):
             found = tuple(value.shape) if isinstance(value, th.Tensor) else type(value).__name__

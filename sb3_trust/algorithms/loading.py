@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from abc import abstractmethod
 from typing import Any, ClassVar, TypeVar
 
 from sb3_trust.algorithms.resuming import Resumable
@@ -12,7 +13,13 @@ SelfLoadable = TypeVar("SelfLoadable", bound="Loadable")
 
 TRUST_FORMAT = 1  # of saved models; a model saved by SB3 or sb3-contrib has none
 # the argument that tells an algorithm's saved model from the others'
-MARKS = {"PPO": "clip_range", "PPOPenalty": "init_kl_coef", "TRPO": "cg_max_steps"}
+MARKS = {
+    "PPO": "clip_range",
+    "PPOPenalty": "init_kl_coef",
+    "TRPO": "line_search_max_iter",
+    "NPG": "step_size",
+    "REINFORCE": "n_gradient_steps",
+}
 # written by `load` (or its caller), read by `_setup_model`: which arguments the caller of `load` overrides
 LOADED_WITH = "_loaded_with"
 
@@ -39,9 +46,10 @@ class Loadable(Resumable):
         self._trust_format = TRUST_FORMAT
         return overridden is not None
 
-    def _check_log_std_bounds(self) -> None:
+    @abstractmethod
+    def _check_loaded(self) -> None:
         """
-        :raises InvalidArgument: unless the bounds hold for the policy as it is
+        :raises InvalidArgument: if an argument does not go with the parameters that were read
         """
 
     def _adopt(self, overridden: frozenset[str]) -> None:
@@ -73,7 +81,7 @@ class Loadable(Resumable):
         # model
         given = frozenset(kwargs) | frozenset(kwargs.get("custom_objects") or ())
         model = super().load(path, *args, **{LOADED_WITH: given, **kwargs})
-        model._check_log_std_bounds()
+        model._check_loaded()
         if conversion := model.__dict__.pop("_conversion", None):
             warnings.warn(conversion, UserWarning, stacklevel=2)
         return model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch as th
@@ -19,6 +19,7 @@ from sb3_trust.algorithms.step_back import SegmentToOldPolicy
 from sb3_trust.engines.base import Descent
 from sb3_trust.engines.batch import Batch
 from sb3_trust.errors import check_boolean, check_integer, check_number, check_optional, reject
+from sb3_trust.numerics.losses import OF_OBJECTIVE
 from sb3_trust.numerics.objectives import Objective, required
 from sb3_trust.rollout import generalized_advantages
 
@@ -181,10 +182,9 @@ class MinibatchAlgorithm(TrustRegionAlgorithm):
         table["gradient_norm"] = th.stack(norms).mean(dtype=th.float64) if norms else th.tensor(math.nan)
         values = th.stack([value.to(self.device) for value in table.values()]).cpu().tolist()
         named = dict(zip(table, values, strict=True))
-        known = {field.name for field in fields(self.statistics_class)}
-        statistics = self.statistics_class(**{name: v for name, v in named.items() if name in known})
-        statistics.of_objective = {name: v for name, v in named.items() if name not in known}
-        return statistics
+        own = {name: named.pop(name) for name in [*named] if name.startswith(OF_OBJECTIVE)}
+        of_objective = {name.removeprefix(OF_OBJECTIVE): value for name, value in own.items()}
+        return self.statistics_class(**named, of_objective=of_objective)
 
     def _after_update(self, statistics: UpdateStatistics, n_samples: int) -> None:
         # a module that changes its buffers as it is trained moves the policy with all parameters as they were

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_trust.algorithms.statistics import NonFiniteUpdate, TRPOStatistics, finite
+from sb3_trust.algorithms.statistics import NaturalGradientStatistics, NonFiniteUpdate, finite
 from sb3_trust.engines.base import Evaluation, PolicyEngine
 from sb3_trust.engines.batch import Batch
 from sb3_trust.engines.chunked import ChunkedEvaluation, fisher_in_chunks
@@ -30,12 +32,12 @@ class NaturalDirection:
 
 class NaturalGradient:
     """
-    Gradient g of the surrogate and Fisher matrix F at the present parameters, in float64.
+    Gradient g of the surrogate and Fisher matrix F at the present parameters, ``origin``, in float64.
 
     :param sub_sampling_factor: F is averaged over one in so many states, drawn at random
     :param max_chunk: evaluate no more samples at once; ``None``: all
     :param statistics: told what was found
-    :param limits: smallest and largest value of each parameter, [n_policy_parameters] each; ``None``: any
+    :param log_std_bounds: smallest and largest value of the policy's ``log_std``; ``None``: any
     :raises NonFiniteUpdate: if the gradient is not finite
     """
 
@@ -46,8 +48,8 @@ class NaturalGradient:
         surrogate: SurrogateObjective,
         sub_sampling_factor: int,
         max_chunk: int | None,
-        statistics: TRPOStatistics,
-        limits: tuple[th.Tensor, th.Tensor] | None = None,
+        statistics: NaturalGradientStatistics,
+        log_std_bounds: Sequence[float] | None = None,
     ) -> None:
         self._statistics = statistics
         self.parameters = engine.partition(batch).policy
@@ -60,11 +62,14 @@ class NaturalGradient:
         statistics.policy_objective = surrogate(evaluation.terms, batch).value.item()
         slopes = surrogate.derivatives(evaluation.terms, batch)
         self.gradient = flatten(evaluation.gradient(slopes, self.parameters)).double()
-        if limits is not None:
+        self.origin = flatten(p.detach() for p in self.parameters).double()
+        self._limits: tuple[th.Tensor, th.Tensor] | None = None
+        if log_std_bounds is not None:
+            self._limits = low, high = _limits(engine.policy, self.parameters, log_std_bounds)
             # a parameter at a limit does not move beyond it: the others have the trust region to themselves
-            at = flatten(p.detach() for p in self.parameters).double()
-            low, high = limits
-            outward = ((at >= high) & (self.gradient > 0)) | ((at <= low) & (self.gradient < 0))
+            outward = ((self.origin >= high) & (self.gradient > 0)) | (
+                (self.origin <= low) & (self.gradient < 0)
+            )
             self.gradient[outward] = 0.0
         statistics.gradient_norm = finite("policy gradient", self.gradient.norm().item())
         self._engine, self._chunk_size = engine, size
@@ -83,6 +88,12 @@ class NaturalGradient:
         else:
             product = self._engine.fisher_vector_product(self._states)
         return lambda vector: product(vector.float()).double()
+
+    def within_limits(self, step: th.Tensor) -> th.Tensor:
+        """What is left of a step from the present parameters where ``log_std_bounds`` cut it off."""
+        if self._limits is None:
+            return step
+        return (self.origin + step).clamp(*self._limits) - self.origin
 
     def direction(self, damping: float, max_steps: int, tolerance: float) -> NaturalDirection | None:
         """
@@ -104,3 +115,15 @@ class NaturalGradient:
         statistics.curvature = finite("curvature", float(cg.x @ fisher(cg.x)))
         statistics.fisher_products += 1
         return NaturalDirection(cg.x, statistics.curvature) if statistics.curvature > 0 else None
+
+
+def _limits(
+    policy: ActorCriticPolicy, parameters: list[th.nn.Parameter], bounds: Sequence[float]
+) -> tuple[th.Tensor, th.Tensor]:
+    """Smallest and largest value of each entry of the parameters."""
+    log_std = getattr(policy, "log_std", None)
+    low, high = (
+        flatten(th.full_like(p, bound if p is log_std else free, dtype=th.float64) for p in parameters)
+        for free, bound in zip((-math.inf, math.inf), bounds, strict=True)
+    )
+    return low, high

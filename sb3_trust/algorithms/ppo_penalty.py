@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from typing import Any, ClassVar
 
 import torch as th
@@ -12,6 +13,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_trust.algorithms.epochs import Epoch
 from sb3_trust.algorithms.minibatch import MinibatchAlgorithm
+from sb3_trust.algorithms.ppo import PPO
 from sb3_trust.algorithms.statistics import MinibatchStatistics, PPOPenaltyStatistics, UpdateStatistics
 from sb3_trust.engines.batch import Batch
 from sb3_trust.errors import check_number, check_optional, reject
@@ -20,17 +22,13 @@ from sb3_trust.numerics.losses import PenalizedSurrogateLoss
 from sb3_trust.numerics.schedules import check_target, value_at
 
 DEFAULT_TARGET_KL = 0.01
-# what else PPO has and PPOPenalty has not
-PPO_ALONE: dict[str, Any] = {
-    "clip_range_vf": None,
-    "value_clip": "sb3",
-    "dual_clip": None,
-    "kl_stop": "approx",
-    "objective": None,
-    "learning_rate_kl_target": None,
-    "learning_rate_kl_interval": "rollout",
-    "current_learning_rate": None,
-}
+
+
+def only_of_ppo() -> dict[str, Any]:
+    """What a model of PPO holds and one of PPOPenalty does not, with its default."""
+    own = signature(PPOPenalty).parameters
+    arguments = {name: p.default for name, p in signature(PPO).parameters.items() if name not in own}
+    return {**arguments, "current_learning_rate": None}
 
 
 class PPOPenalty(MinibatchAlgorithm):
@@ -154,7 +152,7 @@ class PPOPenalty(MinibatchAlgorithm):
             self.kl_coef = self.init_kl_coef
         if self.__dict__.pop("clip_range", None) is not None:
             # a PPO's, SB3's or ours
-            lost = [name for name, off in PPO_ALONE.items() if self.__dict__.pop(name, off) != off]
+            lost = [name for name, off in only_of_ppo().items() if self.__dict__.pop(name, off) != off]
             if "target_kl" not in overridden:
                 self.target_kl = DEFAULT_TARGET_KL  # PPO's is another quantity
             self._said_at_loading(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, fields
 
+from sb3_trust.numerics.losses import OF_OBJECTIVE
+
 # an infinite divergence of a step that was taken back still says that it was too large
 LARGEST_KL = 1e30
-# prefix of the names under which statistics of a user's own objective are logged
-OF_OBJECTIVE = "objective/"
 
 
 class UndoneUpdate(Exception):
@@ -161,23 +161,28 @@ class PPOPenaltyStatistics(MinibatchStatistics):
 
 
 @dataclass
-class TRPOStatistics(UpdateStatistics):
+class REINFORCEStatistics(UpdateStatistics):
+    """
+    :param policy_loss: mean over gradient steps of the policy's loss before each
+    :param gradient_norm: mean over gradient steps of the gradient's norm before clipping
+    """
+
+    policy_loss: float = math.nan
+    gradient_norm: float = math.nan
+
+
+@dataclass
+class NaturalGradientStatistics(UpdateStatistics):
     """
     :param policy_objective: the surrogate after the update
     :param gradient_norm: norm of the policy gradient g
-    :param step_norm: norm of the accepted step, 0 if none was
-    :param curvature: x^T F x along the search direction x, undamped
-    :param predicted_kl: the quadratic model's KL divergence of the accepted step, s^T F s / 2
+    :param step_norm: norm of the step that was taken, 0 if none was
+    :param curvature: x^T F x along the natural gradient x, undamped
+    :param predicted_kl: the quadratic model's KL divergence of the step that was taken, s^T F s / 2
     :param cg_damping: damping of the Fisher matrix, of the last attempt
     :param cg_iterations: iterations of the conjugate gradient method
     :param cg_residual: its relative residual |g - (F + damping) x| / |g|
     :param fisher_products: products with the Fisher matrix in all
-    :param line_search_steps: points that the line search tried, in all attempts
-    :param is_line_search_success: 1 if it accepted one
-    :param step_fraction: the accepted fraction of the full step
-    :param expected_improvement: the surrogate's improvement that the linear model promises for the last
-        point tried
-    :param actual_improvement: its improvement there
     """
 
     policy_objective: float = math.nan
@@ -189,6 +194,19 @@ class TRPOStatistics(UpdateStatistics):
     cg_iterations: int = 0
     cg_residual: float = math.nan
     fisher_products: int = 0
+
+
+@dataclass
+class TRPOStatistics(NaturalGradientStatistics):
+    """
+    :param line_search_steps: points that the line search tried, in all attempts
+    :param is_line_search_success: 1 if it accepted one
+    :param step_fraction: the accepted fraction of the full step
+    :param expected_improvement: the surrogate's improvement that the linear model promises for the last
+        point tried
+    :param actual_improvement: its improvement there
+    """
+
     line_search_steps: int = 0
     is_line_search_success: int = 0
     step_fraction: float = 0.0

@@ -13,23 +13,13 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_trust.algorithms.arguments import check_minibatch
-from sb3_trust.algorithms.base import TrustRegionAlgorithm
-from sb3_trust.algorithms.constrained_step import ConstrainedStep, limits_of
-from sb3_trust.algorithms.natural_gradient import NaturalGradient
+from sb3_trust.algorithms.constrained_step import ConstrainedStep
+from sb3_trust.algorithms.natural_policy import NaturalGradientAlgorithm
 from sb3_trust.algorithms.statistics import TRPOStatistics, UndoneUpdate, UpdateStatistics
 from sb3_trust.engines.batch import Batch
-from sb3_trust.errors import (
-    InvalidArgument,
-    check_choice,
-    check_integer,
-    check_number,
-    check_optional,
-    reject,
-)
+from sb3_trust.errors import check_choice, check_integer, check_number, reject
 from sb3_trust.numerics.damping import MAX_DAMPING, MAX_RETRIES, RETRY_FACTOR, next_damping
-from sb3_trust.numerics.objectives import SurrogateObjective, normalize_advantages
-from sb3_trust.numerics.schedules import check_target, value_at
+from sb3_trust.numerics.objectives import SurrogateObjective
 
 DAMPING_RULES = ("fixed", "adaptive")
 KL_STATISTICS = ("mean", "max")
@@ -37,7 +27,7 @@ KL_STATISTICS = ("mean", "max")
 KL_ROUNDING = 1e-9
 
 
-class TRPO(TrustRegionAlgorithm):
+class TRPO(NaturalGradientAlgorithm):
     r"""
     Trust region policy optimization (Schulman et al. 2015, https://arxiv.org/abs/1502.05477):
 
@@ -86,7 +76,7 @@ class TRPO(TrustRegionAlgorithm):
     """
 
     statistics_class: ClassVar[type[UpdateStatistics]] = TRPOStatistics
-    mark = "cg_max_steps"
+    mark = "line_search_max_iter"
 
     def __init__(
         self,
@@ -136,8 +126,6 @@ class TRPO(TrustRegionAlgorithm):
             gamma=gamma,
             gae_lambda=gae_lambda,
             ent_coef=ent_coef,
-            vf_coef=0.0,  # the critic is fitted on its own
-            max_grad_norm=0.0,
             use_sde=use_sde,
             sde_sample_freq=sde_sample_freq,
             rollout_buffer_class=rollout_buffer_class,
@@ -148,25 +136,25 @@ class TRPO(TrustRegionAlgorithm):
             verbose=verbose,
             device=device,
             seed=seed,
+            batch_size=batch_size,
+            n_critic_updates=n_critic_updates,
+            normalize_advantage=normalize_advantage,
+            critic_max_grad_norm=critic_max_grad_norm,
+            target_kl=target_kl,
+            cg_max_steps=cg_max_steps,
+            cg_damping=cg_damping,
+            cg_tolerance=cg_tolerance,
+            sub_sampling_factor=sub_sampling_factor,
+            max_chunk=max_chunk,
             critic_learning_rate=critic_learning_rate,
             log_std_bounds=log_std_bounds,
             engine=engine,
         )
-        self.batch_size = batch_size
-        self.cg_max_steps = cg_max_steps
-        self.cg_damping = cg_damping
         self.line_search_shrinking_factor = line_search_shrinking_factor
         self.line_search_max_iter = line_search_max_iter
-        self.n_critic_updates = n_critic_updates
-        self.normalize_advantage = normalize_advantage
-        self.target_kl = target_kl
-        self.sub_sampling_factor = sub_sampling_factor
         self.accept_ratio = accept_ratio
-        self.cg_tolerance = cg_tolerance
         self.damping_rule = damping_rule
         self.kl_statistic = kl_statistic
-        self.max_chunk = max_chunk
-        self.critic_max_grad_norm = critic_max_grad_norm
         # the adapted damping; saved apart from the argument that it starts from
         self.current_cg_damping: float | None = None
         if _init_setup_model:
@@ -174,34 +162,16 @@ class TRPO(TrustRegionAlgorithm):
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        check_minibatch(self, self.batch_size, self.normalize_advantage, per_minibatch=False)
-        check_integer("cg_max_steps", self.cg_max_steps, 1)
-        check_number("cg_damping", self.cg_damping)
-        check_number("cg_tolerance", self.cg_tolerance, 0.0, 1.0)
         shrinking = self.line_search_shrinking_factor
         check_number("line_search_shrinking_factor", shrinking, 0.0, 1.0, open_minimum=True)
         if shrinking == 1.0:
             raise reject("line_search_shrinking_factor", shrinking, "a number in (0, 1)")
         check_integer("line_search_max_iter", self.line_search_max_iter, 1)
-        check_integer("n_critic_updates", self.n_critic_updates, 0)
-        check_target("target_kl", self.target_kl)
-        check_integer("sub_sampling_factor", self.sub_sampling_factor, 1)
         check_number("accept_ratio", self.accept_ratio, 0.0, 1.0)
         check_choice("damping_rule", self.damping_rule, DAMPING_RULES)
         if self.damping_rule == "adaptive" and not self.cg_damping > 0:
             raise reject("cg_damping", self.cg_damping, "> 0 where it is to adapt")
         check_choice("kl_statistic", self.kl_statistic, KL_STATISTICS)
-        check_optional(check_integer, "max_chunk", self.max_chunk, 1)
-        bounds = {"open_minimum": True, "allow_infinity": True}
-        check_number("critic_max_grad_norm", self.critic_max_grad_norm, **bounds)
-
-    def _setup_model(self) -> None:
-        super()._setup_model()
-        if self.ent_coef > 0 and getattr(self._policy_engine().family, "squashed", False):
-            raise InvalidArgument(
-                "`ent_coef` must be 0 for a squashed policy, whose entropy has no closed form, "
-                f"but got {self.ent_coef!r}"
-            )
 
     def _adopt(self, overridden: frozenset[str]) -> None:
         super()._adopt(overridden)
@@ -222,39 +192,13 @@ class TRPO(TrustRegionAlgorithm):
             f"action dimensions; here it is summed, so: {', '.join(converted) or 'nothing to convert'}"
         )
 
-    def _current_target_kl(self) -> float:
-        return value_at("target_kl", self.target_kl, self._current_progress_remaining)
-
-    def _update(self, batch: Batch) -> TRPOStatistics:
-        self.policy.set_training_mode(False)
-        target_kl = self._current_target_kl()
-        statistics = TRPOStatistics()
-        if target_kl > 0:
-            advantages = (
-                normalize_advantages(batch.advantages) if self.normalize_advantage else batch.advantages
-            )
-            self._policy_step(batch.with_advantages(advantages), target_kl, statistics)
-        statistics.value_loss = self._fit_critic(
-            batch, self.n_critic_updates, self.batch_size, self.critic_max_grad_norm
-        )
-        self._n_updates += 1
-        return statistics
-
-    def _policy_step(self, batch: Batch, target_kl: float, statistics: TRPOStatistics) -> None:
+    def _policy_step(self, batch: Batch, statistics: TRPOStatistics) -> None:
         """The practical algorithm of section 6, with the step and the line search of appendix C."""
-        engine = self._policy_engine()
-        if not engine.partition(batch).policy:
-            return  # all frozen
+        target_kl = self._current_target_kl()
+        if target_kl == 0:
+            return
         surrogate = SurrogateObjective(self.ent_coef)
-        natural = NaturalGradient(
-            engine,
-            batch,
-            surrogate,
-            self.sub_sampling_factor,
-            self.max_chunk,
-            statistics,
-            limits_of(self, engine.partition(batch).policy),
-        )
+        natural = self._natural_gradient(batch, surrogate, statistics)
         damping = self._damping()
         for _ in range(1 + (MAX_RETRIES if self.damping_rule == "adaptive" else 0)):
             direction = natural.direction(damping, self.cg_max_steps, self.cg_tolerance)
@@ -263,9 +207,8 @@ class TRPO(TrustRegionAlgorithm):
             # beta = sqrt(2 delta / x^T F x), from the undamped curvature: the quadratic model's KL is then
             # delta itself
             beta = (2 * target_kl / direction.curvature) ** 0.5
-            search = ConstrainedStep(
-                self, batch, surrogate, natural.parameters, beta * direction.x, natural.gradient
-            ).search(target_kl, statistics)
+            step = natural.within_limits(beta * direction.x)
+            search = ConstrainedStep(self, batch, surrogate, natural, step).search(target_kl, statistics)
             # of the quadratic model, for the step that was taken
             statistics.predicted_kl = 0.5 * direction.curvature * (beta * statistics.step_fraction) ** 2
             if search.accepted:

@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import MaybeCallback
 
-from sb3_trust.algorithms.statistics import OF_OBJECTIVE, UpdateStatistics
+from sb3_trust.algorithms.statistics import UpdateStatistics
+from sb3_trust.numerics.losses import OF_OBJECTIVE
 
 SelfUpdateLogging = TypeVar("SelfUpdateLogging", bound="UpdateLogging")
 

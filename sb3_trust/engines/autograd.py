@@ -17,7 +17,7 @@ from sb3_trust.engines.base import DescentOptions, Partition, PolicyEngine
 from sb3_trust.engines.batch import Batch
 from sb3_trust.engines.fisher import fisher_product
 from sb3_trust.engines.torch_stepper import TorchStepper
-from sb3_trust.numerics.objectives import PolicyTerms
+from sb3_trust.numerics.objectives import PolicyTerms, joined
 
 # more states than this tell no more about which parameters an output depends on
 PROBE_SIZE = 256
@@ -75,10 +75,7 @@ class AutogradEngine(PolicyEngine):
     def measure(self, batch: Batch, needs: Collection[str]) -> PolicyTerms:
         with th.no_grad():
             parts = [self._outputs(chunk, needs, kl_dtype=th.float64) for chunk in self.chunks(batch)]
-        columns = {name: [getattr(part, name) for part in parts] for name in vars(parts[0])}
-        return PolicyTerms(
-            **{name: None if column[0] is None else th.cat(column) for name, column in columns.items()}
-        )
+        return joined(parts, th.cat)
 
     def _outputs(self, batch: Batch, needs: Collection[str], kl_dtype: th.dtype | None = None) -> PolicyTerms:
         terms = PolicyTerms()

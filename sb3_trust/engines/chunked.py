@@ -8,7 +8,7 @@ import torch as th
 
 from sb3_trust.engines.base import Evaluation, PolicyEngine
 from sb3_trust.engines.batch import Batch
-from sb3_trust.numerics.objectives import PolicyTerms
+from sb3_trust.numerics.objectives import PolicyTerms, joined
 
 
 class ChunkedEvaluation(Evaluation):
@@ -21,11 +21,7 @@ class ChunkedEvaluation(Evaluation):
     def __init__(self, engine: PolicyEngine, batch: Batch, needs: Collection[str], size: int) -> None:
         self._engine, self._needs, self._size = engine, needs, size
         self._chunks = batch.chunks(size)
-        parts = [engine.evaluate(chunk, needs).terms for chunk in self._chunks]
-        columns = {name: [getattr(part, name) for part in parts] for name in vars(parts[0])}
-        self.terms = PolicyTerms(
-            **{name: None if column[0] is None else th.cat(column) for name, column in columns.items()}
-        )
+        self.terms = joined([engine.evaluate(chunk, needs).terms for chunk in self._chunks], th.cat)
 
     def gradient(self, derivatives: PolicyTerms, parameters: list[th.nn.Parameter]) -> list[th.Tensor]:
         totals = [th.zeros_like(p) for p in parameters]

@@ -14,9 +14,13 @@ from sb3_trust.numerics.objectives import (
     ObjectiveValue,
     PolicyTerms,
     RolloutTerms,
+    SurrogateObjective,
     approximate_kl,
     required,
 )
+
+# what statistics of a user's own objective are named after, so that none takes the place of one of ours
+OF_OBJECTIVE = "objective/"
 
 
 def clip_fraction(ratio: th.Tensor, clip_range: float) -> th.Tensor:
@@ -67,6 +71,20 @@ class ValueLoss:
             error, flat = plain, flat & (error**2 > plain**2)
         error = error * (2.0 * self.weight / error.shape[-1])
         return PolicyTerms(values=error if flat is None else set_zero_(error, flat))
+
+
+@dataclass(frozen=True)
+class PolicyGradientLoss(SurrogateObjective):
+    """
+    The negative surrogate: at the old policy, its gradient is the policy gradient.
+    """
+
+    def __call__(self, terms: PolicyTerms, data: RolloutTerms) -> ObjectiveValue:
+        return ObjectiveValue(-super().__call__(terms, data).value)
+
+    def derivatives(self, terms: PolicyTerms, data: RolloutTerms) -> PolicyTerms:
+        slopes = vars(super().derivatives(terms, data))
+        return PolicyTerms(**{name: None if slope is None else -slope for name, slope in slopes.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +240,8 @@ class SurrogateLoss(_ActorCriticLoss):
     def _policy_loss(self, log_ratio: th.Tensor, terms: PolicyTerms, data: RolloutTerms) -> ObjectiveValue:
         result = self.surrogate(terms, data)
         outside = clip_fraction(log_ratio.exp(), self.clip_range)
-        return ObjectiveValue(result.value, {**result.statistics, "clip_fraction": outside})
+        own = {OF_OBJECTIVE + name: value for name, value in result.statistics.items()}
+        return ObjectiveValue(result.value, {**own, "clip_fraction": outside})
 
     def _policy_derivatives(self, log_ratio: Array, terms: PolicyTerms, data: RolloutTerms) -> PolicyTerms:
         return self.surrogate.derivatives(terms, data)

@@ -13,9 +13,9 @@ well as of tensors; values of tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch as th
 
@@ -89,6 +89,18 @@ def required(term: Array | None) -> Array:
     if term is None:
         raise RuntimeError("the engine did not compute a term that the objective needs")
     return term
+
+
+def joined(parts: Sequence[PolicyTerms], join: Callable[[list[Any]], Array]) -> PolicyTerms:
+    """
+    The terms of several batches as one.
+
+    :param join: concatenates or stacks one term's arrays
+    """
+    columns = {name: [getattr(part, name) for part in parts] for name in vars(parts[0])}
+    return PolicyTerms(
+        **{name: None if column[0] is None else join(column) for name, column in columns.items()}
+    )
 
 
 def normalize_advantages(advantages: th.Tensor) -> th.Tensor:

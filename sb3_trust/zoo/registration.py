@@ -9,15 +9,30 @@ from rl_zoo3.utils import ALGOS
 
 import sb3_trust
 from sb3_trust.algorithms.base import TrustRegionAlgorithm
+from sb3_trust.algorithms.npg import NPG
 from sb3_trust.algorithms.ppo import PPO
 from sb3_trust.algorithms.ppo_penalty import PPOPenalty
+from sb3_trust.algorithms.reinforce import REINFORCE
 from sb3_trust.algorithms.trpo import TRPO
-from sb3_trust.zoo.samplers import convert, sample_ppo, sample_ppo_penalty, sample_trpo
+from sb3_trust.zoo.samplers import (
+    convert,
+    sample_npg,
+    sample_ppo,
+    sample_ppo_penalty,
+    sample_reinforce,
+    sample_trpo,
+)
 
 ALGORITHMS: dict[str, type[TrustRegionAlgorithm]] = {
-    kind.__name__.lower(): kind for kind in (TRPO, PPO, PPOPenalty)
+    kind.__name__.lower(): kind for kind in (REINFORCE, NPG, TRPO, PPO, PPOPenalty)
 }
-SAMPLERS = {"trpo": sample_trpo, "ppo": sample_ppo, "ppopenalty": sample_ppo_penalty}
+SAMPLERS = {
+    "reinforce": sample_reinforce,
+    "npg": sample_npg,
+    "trpo": sample_trpo,
+    "ppo": sample_ppo,
+    "ppopenalty": sample_ppo_penalty,
+}
 
 
 def register() -> None:

@@ -64,20 +64,43 @@ def sample_ppo_penalty(
     )
 
 
-def sample_trpo(
+def suggest_with_critic(trial: optuna.Trial) -> Suggested:
+    """What the algorithms that fit the critic apart from the policy have in common."""
+    return {
+        **suggest_common(trial),
+        "learning_rate": trial.suggest_float("learning_rate", 1e-4, 5e-3, log=True),
+        "n_critic_updates": trial.suggest_int("n_critic_updates", 5, 30),
+    }
+
+
+def sample_reinforce(
     trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
 ) -> dict[str, Any]:
-    """Sampler for TRPO. The bound is on a joint KL divergence, so it grows with the action dimensions."""
+    """Sampler for REINFORCE."""
     return convert(
         {
-            **suggest_common(trial),
-            "learning_rate": trial.suggest_float("learning_rate", 1e-4, 5e-3, log=True),
-            "n_critic_updates": trial.suggest_int("n_critic_updates", 5, 30),
+            **suggest_with_critic(trial),
+            "n_gradient_steps": trial.suggest_int("n_gradient_steps", 1, 5),
+            "ent_coef": trial.suggest_float("ent_coef", 1e-8, 0.1, log=True),
+        }
+    )
+
+
+def sample_npg(
+    trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
+) -> dict[str, Any]:
+    """Sampler for NPG and TRPO. The KL divergence is joint, so it grows with the action dimensions."""
+    return convert(
+        {
+            **suggest_with_critic(trial),
             "cg_max_steps": trial.suggest_int("cg_max_steps", 5, 30),
             "cg_damping": trial.suggest_float("cg_damping", 1e-3, 1.0, log=True),
             "target_kl": _suggest_target_kl(trial, n_actions),
         }
     )
+
+
+sample_trpo = sample_npg
 
 
 def _suggest_target_kl(trial: optuna.Trial, n_actions: int) -> float:
