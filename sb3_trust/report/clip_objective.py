@@ -6,15 +6,13 @@ from sb3_trust.report.ratios import DEFAULT_EPSILON, figure_data, usable_epsilon
 from sb3_trust.report.run import Run
 from sb3_trust.report.sections import Section
 
-HOW_TO_RECORD = (
-    "This run has no recorded probability ratios, so only the objective is drawn."
-)
+HOW_TO_RECORD = "This run has no recorded probability ratios, so only the objective is drawn."
 
 
 def clip_section(run: Run) -> Section:
     """The clip objective as an interactive figure."""
     ranges = [found for value in run.column("clip_range") if (found := usable_epsilon(value)) is not None]
-    epsilon = ranges[-1] if ranges else DEFAULT_EPSILON
+    epsilon = ranges[0] if ranges else DEFAULT_EPSILON
     return Section(
         "clip",
         "The clip objective",
@@ -22,6 +20,5 @@ def clip_section(run: Run) -> Section:
         "an action over the old one and A its advantage. Move ε and change the sign of A: the red part is "
         "where the objective is flat, so that a sample there no longer moves the policy.",
         notes=[HOW_TO_RECORD],
-        clip_data=figure_data([], epsilon),
-        reset=f"ε = {epsilon:.3f}" + (", the run's own" if ranges else ", as usual"),
+        clip_data=figure_data([], epsilon, bool(ranges)),
     )

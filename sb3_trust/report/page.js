@@ -149,14 +149,23 @@
 
   function ownEpsilon() {
     const update = chosen();
-    slider.value = (update && update.epsilon) || data.epsilon;
+    return (update && update.epsilon) || data.epsilon;
+  }
+
+  function redraw() {
+    reset.textContent = `ε = ${ownEpsilon().toFixed(3)}, ${data.isOwn ? "the run's" : "as usual"}`;
     draw();
+  }
+
+  function restart() {
+    slider.value = ownEpsilon();
+    redraw();
   }
 
   slider.addEventListener("input", draw);
   document.querySelectorAll('input[name="advantage"]').forEach((input) => input.addEventListener("change", draw));
-  if (chooser) chooser.addEventListener("change", draw);
-  if (reset) reset.addEventListener("click", ownEpsilon);
+  if (chooser) chooser.addEventListener("change", redraw);
+  reset.addEventListener("click", restart);
   new ResizeObserver(draw).observe(plot.parentElement);
-  ownEpsilon();
+  restart();
 })();

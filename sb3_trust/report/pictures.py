@@ -17,7 +17,7 @@ from sb3_trust.report.statistics import Panel
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-WIDE, NARROW = (7.2, 3.4), (4.6, 2.5)  # inches
+WIDE, NARROW = (5.4, 3.2), (4.2, 2.4)  # inches
 _DPI = 150
 _COMMON: dict[str, Any] = {
     "figure.facecolor": "none",
@@ -31,6 +31,7 @@ _COMMON: dict[str, Any] = {
     "axes.grid": True,
 }
 _INK = {"light": "#1c2330", "dark": "#dde3ec"}
+_LINES = {"light": ["#1f6feb", "#c2410c"], "dark": ["#79b0ff", "#ffa657"]}
 _MARGIN = 1.05  # of the axis above the largest value
 
 
@@ -57,22 +58,32 @@ class Picture:
     wide: bool = False
 
 
-def picture(draw: Callable[[], Figure], title: str, alt: str, caption: str = "", wide: bool = False) -> Picture:
+def picture(
+    draw: Callable[[], Figure], title: str, alt: str, caption: str = "", wide: bool = False
+) -> Picture:
     """
     :param draw: makes the figure; called once for each background
     """
     addresses, size = {}, (0, 0)
     for theme, ink in _INK.items():
-        addresses[theme], size = _drawn(draw, ink)
+        addresses[theme], size = _drawn(draw, ink, _LINES[theme])
     return Picture(title, addresses["light"], addresses["dark"], *size, alt, caption, wide)
 
 
-def _drawn(draw: Callable[[], Figure], ink: str) -> tuple[str, tuple[int, int]]:
-    from matplotlib import rc_context
+def _drawn(draw: Callable[[], Figure], ink: str, lines: list[str]) -> tuple[str, tuple[int, int]]:
+    from matplotlib import cycler, rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    keys = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
-    with rc_context({**_COMMON, **dict.fromkeys(keys, ink)}):
+    keys = (
+        "text.color",
+        "axes.edgecolor",
+        "axes.labelcolor",
+        "axes.titlecolor",
+        "xtick.color",
+        "ytick.color",
+    )
+    colours = {**dict.fromkeys(keys, ink), "axes.prop_cycle": cycler(color=lines)}
+    with rc_context({**_COMMON, **colours}):
         figure = draw()
         FigureCanvasAgg(figure)  # no window system, and no state of pyplot
         file = io.BytesIO()
@@ -86,7 +97,9 @@ def axes_figure(draw: Callable[[Any], None], size: tuple[float, float] = WIDE) -
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
-    draw(figure.subplots())
+    axes = figure.subplots()
+    draw(axes)
+    axes.set_title("")  # the page has it
     return figure
 
 

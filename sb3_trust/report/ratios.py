@@ -36,18 +36,19 @@ def counts(ratios: np.ndarray, advantages: np.ndarray) -> dict[str, Any]:
     return found
 
 
-def figure_data(updates: list[dict[str, Any]], epsilon: float) -> Markup:
+def figure_data(updates: list[dict[str, Any]], epsilon: float, is_own: bool) -> Markup:
     """
     What the page's script reads.
 
     :param updates: of each recorded update its :func:`counts`, its number ``update``, and ``epsilon``, the
         clip range it used or ``None``
     :param epsilon: where the slider starts, if the update has no clip range
+    :param is_own: whether that is the run's clip range
     """
     if len(updates) > MAX_UPDATES:
         chosen = np.unique(np.linspace(0, len(updates) - 1, MAX_UPDATES).round().astype(int))
         updates = [updates[i] for i in chosen]
-    return embedded({"binsPerUnit": BINS_PER_UNIT, "epsilon": epsilon, "updates": updates})
+    return embedded({"binsPerUnit": BINS_PER_UNIT, "epsilon": epsilon, "isOwn": is_own, "updates": updates})
 
 
 def usable_epsilon(value: Any) -> float | None:

@@ -48,7 +48,9 @@ def read_model(path: Path) -> SavedModel:
         data = json.loads(_member(archive, "data", MAX_DATA_BYTES))
         if not isinstance(data, dict):
             raise ValueError("`data` does not hold entries by name")
-        model = SavedModel(path, {name: _plain(value) for name, value in data.items()})
+        model = SavedModel(
+            path, {name: _plain(value) for name, value in data.items() if not _is_class(value)}
+        )
         if "system_info.txt" in archive.namelist():
             text = _member(archive, "system_info.txt", MAX_TEXT_BYTES).decode("utf-8", "replace")
             model.versions = dict(re.findall(r"^- ([^:\n]+): (.*)$", text, re.MULTILINE))
@@ -61,6 +63,11 @@ def _member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
     if len(content) > limit:
         raise ValueError(f"`{name}` unpacks to more than {limit} bytes")
     return content
+
+
+def _is_class(value: Any) -> bool:
+    """Whether an entry is a class; which one, its pickle alone says."""
+    return isinstance(value, dict) and str(value.get(":type:")) in ("<class 'abc.ABCMeta'>", "<class 'type'>")
 
 
 def _plain(value: Any) -> Any:

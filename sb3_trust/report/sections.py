@@ -21,6 +21,7 @@ from sb3_trust.report.run import ARGUMENTS, SETTINGS, Run
 from sb3_trust.report.shown import count, number, shown
 from sb3_trust.report.statistics import PANELS
 
+ROUNDING = 1e-9  # of a KL divergence; a target_kl that a schedule has brought to 0 is not exceeded by it
 LAST_EPISODES = 100  # whose mean return is told
 MAX_ROWS = 200  # of a table
 NO_UPDATES = (
@@ -48,16 +49,17 @@ class Table:
 class Section:
     """
     :param id: anchor in the page
+    :param half: whether it takes half of a wide page
     :param lead: what it shows, and what came out
     :param notes: what is missing or cannot be read
     :param texts: files shown as they are, by name
     :param clip_data: of the interactive figure, if it stands here
     :param choices: the updates that the figure can show
-    :param reset: label of the button that puts its slider back
     """
 
     id: str
     title: str
+    half: bool = False
     lead: str = ""
     notes: list[str] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
@@ -65,7 +67,6 @@ class Section:
     texts: dict[str, str] = field(default_factory=dict)
     clip_data: Markup | None = None
     choices: list[str] = field(default_factory=list)
-    reset: str = ""
 
 
 def problem(run: Run, *names: str) -> list[str]:
@@ -76,12 +77,14 @@ def problem(run: Run, *names: str) -> list[str]:
 def algorithms() -> dict[str, type]:
     """Our algorithms by their key in the Zoo."""
     classes = (getattr(sb3_trust, name) for name in sb3_trust.__all__)
-    return {c.__name__.lower(): c for c in classes if inspect.isclass(c) and issubclass(c, TrustRegionAlgorithm)}
+    return {
+        c.__name__.lower(): c for c in classes if inspect.isclass(c) and issubclass(c, TrustRegionAlgorithm)
+    }
 
 
 def learning_section(run: Run) -> Section:
     """Return of training episodes."""
-    section = Section("learning", "Learning curve", notes=problem(run, "monitor.csv"))
+    section = Section("learning", "Learning curve", half=True, notes=problem(run, "monitor.csv"))
     if len(run.returns) == 0:
         if not section.notes:
             section.notes.append(
@@ -90,7 +93,7 @@ def learning_section(run: Run) -> Section:
         return section
     last = run.returns[-LAST_EPISODES:]
     section.lead = (
-        f"{count(len(run.returns), 'training episode')} in {count(int(run.timesteps[-1]), 'time step')}. "
+        f"{count(len(run.returns), 'training episode')} that ended, {count(int(run.timesteps[-1]), 'time step')} long in all. "
         f"Mean return of the last {len(last)}: {number(last.mean())}, standard deviation "
         f"{number(last.std())}. These are returns of the exploring policy."
     )
@@ -102,7 +105,7 @@ def learning_section(run: Run) -> Section:
 
 def kl_section(run: Run) -> Section:
     """KL divergence of each update against its limit."""
-    section = Section("kl", "KL divergence of each update", notes=problem(run, UPDATES_FILE))
+    section = Section("kl", "KL divergence of each update", half=True, notes=problem(run, UPDATES_FILE))
     if run.n_updates == 0:
         section.notes = section.notes or [NO_UPDATES]
         return section
@@ -119,7 +122,7 @@ def kl_section(run: Run) -> Section:
         name, values = "mean over states", kl
         if run.settings.get("kl_statistic") == "max":
             name, values = "worst state", run.column("kl_max")
-        above = int((values[limited] > target[limited]).sum())
+        above = int((values[limited] > target[limited] + ROUNDING).sum())
         section.lead += (
             f"{above:,} of {count(int(limited.sum()), 'update')} had a KL divergence ({name}) above "
             "target_kl. Under TRPO target_kl is a bound; elsewhere it is what the update aims or stops at."
@@ -170,20 +173,22 @@ def settings_section(run: Run) -> Section:
     section = Section("settings", "Settings", notes=problem(run, SETTINGS, ARGUMENTS, "the saved model"))
     section.texts = run.texts
     algorithm = algorithms().get(str(run.arguments.get("algo")))
-    names = list(run.settings)
     entries: dict[str, Any] = {}
     if run.model is not None:
         known = inspect.signature(algorithm).parameters if algorithm else _PUBLIC_ENTRIES
-        entries = {name: value for name, value in run.model.entries.items() if name in known}
-        names += [name for name in sorted(entries) if name not in run.settings]
-    if names:
+        entries = {name: run.model.entries[name] for name in sorted(known) if name in run.model.entries}
+    if run.settings:
         rows = [
-            [shown(name), *(shown(values[name]) if name in values else "" for values in (run.settings, entries))]
-            for name in names[:MAX_ROWS]
+            [shown(name), shown(value), shown(entries[name]) if name in entries else ""]
+            for name, value in list(run.settings.items())[:MAX_ROWS]
         ]
         headings = ["Setting", f"Asked for ({SETTINGS})", "In the saved model"]
         section.tables.append(Table("Hyperparameters", headings, rows))
-    elif not section.notes:
+    if others := [[name, shown(value)] for name, value in entries.items() if name not in run.settings]:
+        folded = bool(run.settings)
+        caption = "What else the saved model says" if folded else "Hyperparameters of the saved model"
+        section.tables.append(Table(caption, ["Setting", "Value"], others, folded=folded))
+    if not section.tables and not section.notes:
         section.notes.append(f"The folder has no {SETTINGS} and no saved model that could be read.")
     given = {name: value for name, value in run.arguments.items() if value is not None}
     if given:
