@@ -9,6 +9,7 @@ from sb3_trust.algorithms.trpo import TRPO
 from sb3_trust.errors import InvalidArgument, UnsafeModel
 from sb3_trust.recorder import UpdateRecorder
 from sb3_trust.safe_loading import load_safely
+from sb3_trust.trust_region.recorder import TrustRegionRecorder
 
 __all__ = [
     "NPG",
@@ -17,6 +18,7 @@ __all__ = [
     "TRPO",
     "InvalidArgument",
     "PPOPenalty",
+    "TrustRegionRecorder",
     "UnsafeModel",
     "UpdateRecorder",
     "__version__",

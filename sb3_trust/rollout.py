@@ -19,7 +19,12 @@ from sb3_trust.vector_env import stepping
 if TYPE_CHECKING:
     from sb3_trust.algorithms.base import TrustRegionAlgorithm
 
-STOCK_CALLBACKS = ("stable_baselines3.common.callbacks", "rl_zoo3.callbacks", "sb3_trust.recorder")
+STOCK_CALLBACKS = (
+    "stable_baselines3.common.callbacks",
+    "rl_zoo3.callbacks",
+    "sb3_trust.recorder",
+    "sb3_trust.trust_region.recorder",
+)
 
 
 def collect(

@@ -28,6 +28,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trust.algorithms.arguments import check_common_arguments, check_log_std_bounds, check_spaces
 from sb3_trust.algorithms.critic import fit_critic
+from sb3_trust.algorithms.listening import ListenedTo
 from sb3_trust.algorithms.loading import Loadable
 from sb3_trust.algorithms.statistics import NonFiniteUpdate, UndoneUpdate, UpdateStatistics, finite
 from sb3_trust.engines.base import DescentOptions, PolicyEngine
@@ -57,7 +58,7 @@ class _Rollout:
     old_distribution: th.Tensor
 
 
-class TrustRegionAlgorithm(Loadable):
+class TrustRegionAlgorithm(ListenedTo, Loadable):
     """
     Base of the trust-region algorithms: an on-policy algorithm whose update is exact about how far it moved
     the policy, and is undone as a whole when anything in it is NaN or infinite.
@@ -137,7 +138,7 @@ class TrustRegionAlgorithm(Loadable):
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies: an engine holds views of its own model's arrays."""
-        return {**self.__dict__, "_engine": None, "_rollout": None}
+        return {**self.__dict__, "_engine": None, "_rollout": None, "_listeners": ()}
 
     def _policy_engine(self, choose: bool = False) -> PolicyEngine:
         """
@@ -191,6 +192,7 @@ class TrustRegionAlgorithm(Loadable):
             batch = self._make_batch()
             self.last_update = self._guarded_update(batch)
         self._log(self.last_update, time.perf_counter() - start)
+        self._tell_listeners()
 
     def _make_batch(self) -> Batch:
         buffer = self.rollout_buffer
@@ -240,10 +242,9 @@ class TrustRegionAlgorithm(Loadable):
             raise
         statistics.n_updates, statistics.rollbacks = self._n_updates, self.n_rollbacks
         if not statistics.rollback_reason:
-            buffer = self.rollout_buffer
-            statistics.explained_variance = explained_variance(
-                buffer.values.flatten(), buffer.returns.flatten()
-            )
+            values, returns = self.rollout_buffer.values, self.rollout_buffer.returns
+            statistics.explained_variance = explained_variance(values.flatten(), returns.flatten())
+            self._keep_update(batch, snapshot.parameters, statistics)
         if isinstance(std := getattr(self.policy, "log_std", None), th.Tensor):
             statistics.std = std.detach().exp().mean().item()
         return statistics

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch as th
 
+from sb3_trust.algorithms.listening import SearchedStep
 from sb3_trust.algorithms.natural_gradient import NaturalGradient
 from sb3_trust.algorithms.statistics import TRPOStatistics
 from sb3_trust.engines.batch import Batch
@@ -76,6 +77,8 @@ class ConstrainedStep:
         statistics.expected_improvement = tried * self._slope
         statistics.actual_improvement = last.improvement
         statistics.policy_objective += last.improvement if search.accepted else 0.0
+        step = SearchedStep(self._step, self._slope, scale, shrinking, search)
+        algorithm._keep_search(statistics, step)
         return search
 
     def _scale_to_the_worst_state(self, target_kl: float) -> float:

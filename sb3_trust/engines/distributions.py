@@ -47,8 +47,15 @@ class DistributionFamily(ABC):
         """:meth:`raw` as one flat array, differentiable."""
 
     @abstractmethod
+    def kl_per_dimension(self, old: th.Tensor, new: th.Tensor) -> th.Tensor:
+        """
+        KL(old || new) of each action dimension: of each Gaussian, categorical or binary action. They are
+        independent, so these sum to that of the joint distribution. Shape [..., n_dimensions].
+        """
+
     def kl(self, old: th.Tensor, new: th.Tensor) -> th.Tensor:
         """KL(old || new), summed over action dimensions. Shape [...]."""
+        return self.kl_per_dimension(old, new).sum(-1)
 
     @abstractmethod
     def entropy(self, parameters: th.Tensor) -> th.Tensor | None:
@@ -79,12 +86,12 @@ class GaussianFamily(DistributionFamily):
         mean, std = raw
         return th.cat([mean, std.log()], dim=-1)
 
-    def kl(self, old: th.Tensor, new: th.Tensor) -> th.Tensor:
+    def kl_per_dimension(self, old: th.Tensor, new: th.Tensor) -> th.Tensor:
         (old_mean, old_log_std), (new_mean, new_log_std) = old.chunk(2, -1), new.chunk(2, -1)
         change = new_log_std - old_log_std
         distance = (new_mean - old_mean) * (-new_log_std).exp()
         # expm1 keeps the digits of a small change
-        return (change + 0.5 * (th.expm1(-2.0 * change) + distance**2)).sum(-1)
+        return change + 0.5 * (th.expm1(-2.0 * change) + distance**2)
 
     def entropy(self, parameters: th.Tensor) -> th.Tensor | None:
         if self.squashed:
@@ -115,9 +122,9 @@ class CategoricalFamily(DistributionFamily):
         smallest = th.finfo(parameters.dtype).min
         return [F.log_softmax(part, -1).clamp(min=smallest) for part in parameters.split(self.sizes, -1)]
 
-    def kl(self, old: th.Tensor, new: th.Tensor) -> th.Tensor:
+    def kl_per_dimension(self, old: th.Tensor, new: th.Tensor) -> th.Tensor:
         pairs = zip(self._log_probs(old), self._log_probs(new), strict=True)
-        return th.stack([(p.exp() * (p - q)).sum(-1) for p, q in pairs]).sum(0)
+        return th.stack([(p.exp() * (p - q)).sum(-1) for p, q in pairs]).movedim(0, -1)
 
     def entropy(self, parameters: th.Tensor) -> th.Tensor | None:
         return -th.stack([(p.exp() * p).sum(-1) for p in self._log_probs(parameters)]).sum(0)
@@ -139,10 +146,10 @@ class BernoulliFamily(DistributionFamily):
     def parameters(self, *raw: th.Tensor) -> th.Tensor:
         return raw[0]
 
-    def kl(self, old: th.Tensor, new: th.Tensor) -> th.Tensor:
+    def kl_per_dimension(self, old: th.Tensor, new: th.Tensor) -> th.Tensor:
         one = th.sigmoid(old) * (F.logsigmoid(old) - F.logsigmoid(new))
         zero = th.sigmoid(-old) * (F.logsigmoid(-old) - F.logsigmoid(-new))
-        return (one + zero).sum(-1)
+        return one + zero
 
     def entropy(self, parameters: th.Tensor) -> th.Tensor | None:
         one = th.sigmoid(parameters) * F.logsigmoid(parameters)

@@ -38,11 +38,12 @@ class Snapshot:
     A copy of a policy's parameters, buffers and optimizer state.
 
     :param policy: the policy, at the moment of the copy
+    :ivar parameters: copies of its parameters, in its order
     """
 
     def __init__(self, policy: BasePolicy) -> None:
         self._policy = policy
-        self._parameters = [parameter.detach().clone() for parameter in policy.parameters()]
+        self.parameters = [parameter.detach().clone() for parameter in policy.parameters()]
         self._buffers = [buffer.clone() for buffer in policy.buffers()]
         optimizer = policy.optimizer
         self._state: dict[Any, dict[str, Any]] = {p: _copied(state) for p, state in optimizer.state.items()}
@@ -51,7 +52,7 @@ class Snapshot:
     @th.no_grad()
     def restore(self) -> None:
         """Put everything back, bit for bit, tensors in place."""
-        for parameter, weights in zip(self._policy.parameters(), self._parameters, strict=True):
+        for parameter, weights in zip(self._policy.parameters(), self.parameters, strict=True):
             parameter.copy_(weights)
         self.restore_buffers()
         optimizer = self._policy.optimizer

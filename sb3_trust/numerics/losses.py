@@ -28,6 +28,14 @@ def clip_fraction(ratio: th.Tensor, clip_range: float) -> th.Tensor:
     return ((ratio - 1).abs() > clip_range).float().mean(-1)
 
 
+def clipped_surrogate(ratio: Array, advantages: Array, clip_range: float) -> tuple[Array, Array]:
+    """
+    The two terms of each sample of which PPO's objective takes the smaller (Schulman et al. 2017, equation
+    7): without the clip and with it. Shapes [..., n].
+    """
+    return advantages * ratio, advantages * clamp(ratio, 1 - clip_range, 1 + clip_range)
+
+
 @dataclass(frozen=True)
 class ValueLoss:
     """
@@ -164,19 +172,16 @@ class ClippedSurrogateLoss(_ActorCriticLoss):
     dual_clip: float | None = None
     needs = frozenset({"log_prob", "entropy", "values"})
 
-    def _terms(self, ratio: Array, advantages: Array) -> tuple[Array, Array]:
-        return advantages * ratio, advantages * clamp(ratio, 1 - self.clip_range, 1 + self.clip_range)
-
     def _policy_loss(self, log_ratio: th.Tensor, terms: PolicyTerms, data: RolloutTerms) -> ObjectiveValue:
         ratio, advantages = log_ratio.exp(), data.advantages
-        surrogate = th.min(*self._terms(ratio, advantages))
+        surrogate = th.min(*clipped_surrogate(ratio, advantages, self.clip_range))
         if self.dual_clip is not None:
             lowest = th.max(surrogate, self.dual_clip * advantages)
             surrogate = th.where(advantages < 0, lowest, surrogate)
         return ObjectiveValue(-surrogate.mean(-1), {"clip_fraction": clip_fraction(ratio, self.clip_range)})
 
     def _policy_derivatives(self, log_ratio: Array, terms: PolicyTerms, data: RolloutTerms) -> PolicyTerms:
-        unclipped, clipped = self._terms(exp(log_ratio), data.advantages)
+        unclipped, clipped = clipped_surrogate(exp(log_ratio), data.advantages, self.clip_range)
         # where the clipped term is the strictly smaller one the derivative is zero; NaN compares false and
         # stays NaN
         flat = clipped < unclipped
