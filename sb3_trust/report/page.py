@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,20 +15,31 @@ from markupsafe import Markup
 from sb3_trust._version import __version__
 from sb3_trust.atomic import replacing
 from sb3_trust.errors import InvalidArgument
-from sb3_trust.report.clip_objective import clip_section
+from sb3_trust.report.clip_objective import fill_clip
 from sb3_trust.report.run import Run, is_run, read_run
 from sb3_trust.report.sections import (
+    Section,
     algorithms,
-    kl_section,
-    learning_section,
-    settings_section,
-    statistics_section,
-    versions_section,
+    fill_kl,
+    fill_learning,
+    fill_settings,
+    fill_statistics,
+    fill_versions,
 )
 from sb3_trust.report.shown import count, number, shown
 
 REPORT_FILE = "report.html"
+NOT_RECORDED = "not recorded"
 _HERE = Path(__file__).parent
+# by what fills it: anchor, title, whether it takes half of a wide page
+SECTIONS: dict[Callable[[Section, Run], None], tuple[str, str, bool]] = {
+    fill_learning: ("learning", "Learning curve", True),
+    fill_kl: ("kl", "KL divergence of each update", True),
+    fill_clip: ("clip", "The clip objective", False),
+    fill_statistics: ("statistics", "Statistics of each update", False),
+    fill_settings: ("settings", "Settings", False),
+    fill_versions: ("versions", "Versions", False),
+}
 
 
 class NotARun(InvalidArgument):
@@ -87,25 +99,36 @@ def render(run: Run) -> str:
     )
     style, script = ((_HERE / name).read_text("utf-8") for name in ("page.css", "page.js"))
     facts = headline(run)
-    values = {fact.name: fact.value for fact in facts}
     return environment.get_template("page.html").render(
-        title=f"{values['Algorithm']} on {values['Environment']}",
+        title=title(facts),
         folder=str(run.folder.resolve()),
         facts=facts,
-        sections=[
-            learning_section(run),
-            kl_section(run),
-            clip_section(run),
-            statistics_section(run),
-            settings_section(run),
-            versions_section(run),
-        ],
+        sections=[filled(Section(*place), fill, run) for fill, place in SECTIONS.items()],
         # the browser runs no other script and applies no other style than these
         style=Markup(style),
         style_hash=Markup(_hash(style)),
         script=Markup(script),
         script_hash=Markup(_hash(script)),
         version=__version__,
+    )
+
+
+def filled(section: Section, fill: Callable[[Section, Run], None], run: Run) -> Section:
+    """A section; what a damaged or forged file keeps from being shown is said in it."""
+    try:
+        fill(section, run)
+    except ImportError:
+        raise
+    except Exception as error:
+        section.notes.append(f"This cannot be shown: {type(error).__name__}: {error}"[:500])
+    return section
+
+
+def title(facts: list[Fact]) -> str:
+    """The page's title from what stands at its head."""
+    algorithm, env = (fact.value for fact in facts[:2])
+    return ("A run" if algorithm == NOT_RECORDED else algorithm) + (
+        "" if env == NOT_RECORDED else f" on {env}"
     )
 
 
@@ -116,8 +139,8 @@ def _hash(text: str) -> str:
 def headline(run: Run) -> list[Fact]:
     """What was trained, for how long, and what came of it."""
     entries = run.model.entries if run.model else {}
-    algo = run.arguments.get("algo")
-    known = algorithms().get(str(algo))
+    algo = run.arguments.get("algo", (run.record.algorithm or None) if run.record else None)
+    known = algorithms().get(str(algo).lower())
     seed = run.arguments.get("seed", entries.get("seed"))
     facts = [
         Fact("Algorithm", known.__name__ if known else _or_not_recorded(algo)),
@@ -143,7 +166,7 @@ def headline(run: Run) -> list[Fact]:
 
 
 def _or_not_recorded(value: object) -> str:
-    return "not recorded" if value is None else shown(value)
+    return NOT_RECORDED if value is None else shown(value)
 
 
 def _timesteps(run: Run) -> str:
@@ -153,4 +176,4 @@ def _timesteps(run: Run) -> str:
     of_model = run.model.entries.get("num_timesteps") if run.model else None
     if isinstance(of_model, int) and 0 <= of_model < 2**63:
         found.append(of_model)
-    return f"{int(max(found)):,}" if found else "not recorded"
+    return f"{int(max(found)):,}" if found else NOT_RECORDED

@@ -71,7 +71,8 @@ def picture(
 
 
 def _drawn(draw: Callable[[], Figure], ink: str, lines: list[str]) -> tuple[str, tuple[int, int]]:
-    from matplotlib import cycler, rc_context
+    from cycler import cycler
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     keys = (
@@ -82,8 +83,8 @@ def _drawn(draw: Callable[[], Figure], ink: str, lines: list[str]) -> tuple[str,
         "xtick.color",
         "ytick.color",
     )
-    colours = {**dict.fromkeys(keys, ink), "axes.prop_cycle": cycler(color=lines)}
-    with rc_context({**_COMMON, **colours}):
+    settings: Any = {**_COMMON, **dict.fromkeys(keys, ink), "axes.prop_cycle": cycler(color=lines)}
+    with rc_context(settings):
         figure = draw()
         FigureCanvasAgg(figure)  # no window system, and no state of pyplot
         file = io.BytesIO()

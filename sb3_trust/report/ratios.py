@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from markupsafe import Markup
@@ -12,8 +13,9 @@ from markupsafe import Markup
 # the slider moves by whole bins, so that the share of samples on either side is exact
 BINS_PER_UNIT = 200
 LARGEST = 4  # ratio; what is above is counted in a last bin
-MAX_UPDATES = 200  # in the page; of more, evenly chosen ones
 DEFAULT_EPSILON = 0.2
+
+T = TypeVar("T")
 
 
 def counts(ratios: np.ndarray, advantages: np.ndarray) -> dict[str, Any]:
@@ -22,41 +24,30 @@ def counts(ratios: np.ndarray, advantages: np.ndarray) -> dict[str, Any]:
 
     :param ratios: new over old probability of each action, shape [n_samples]; infinite ones count as large
     :param advantages: shape [n_samples]
-    :return: ``positive`` and ``negative``: pairs of bin and count, flat, of bins that are not empty;
-        ``zero``: samples without an advantage, ``unusable``: samples whose ratio or advantage is NaN
+    :return: ``positive`` and ``negative``: bin and count in turn, of bins that are not empty; ``zero``: samples
+        without an advantage; ``unusable``: samples whose ratio or advantage is NaN
     """
     ratios, advantages = np.asarray(ratios, np.float64).ravel(), np.asarray(advantages, np.float64).ravel()
     usable = ~(np.isnan(ratios) | np.isnan(advantages))
-    bins = np.minimum(np.floor(np.minimum(ratios[usable], LARGEST) * BINS_PER_UNIT), LARGEST * BINS_PER_UNIT)
+    bins = np.floor(np.clip(ratios[usable], 0, LARGEST) * BINS_PER_UNIT).astype(int)
     signs = np.sign(advantages[usable])
     found: dict[str, Any] = {"zero": int((signs == 0).sum()), "unusable": int((~usable).sum())}
     for name, sign in (("positive", 1), ("negative", -1)):
-        values, numbers = np.unique(bins[signs == sign].astype(int), return_counts=True)
+        values, numbers = np.unique(bins[signs == sign], return_counts=True)
         found[name] = np.stack([values, numbers], axis=1).ravel().tolist()
     return found
 
 
-def figure_data(updates: list[dict[str, Any]], epsilon: float, is_own: bool) -> Markup:
-    """
-    What the page's script reads.
-
-    :param updates: of each recorded update its :func:`counts`, its number ``update``, and ``epsilon``, the
-        clip range it used or ``None``
-    :param epsilon: where the slider starts, if the update has no clip range
-    :param is_own: whether that is the run's clip range
-    """
-    if len(updates) > MAX_UPDATES:
-        chosen = np.unique(np.linspace(0, len(updates) - 1, MAX_UPDATES).round().astype(int))
-        updates = [updates[i] for i in chosen]
-    return embedded({"binsPerUnit": BINS_PER_UNIT, "epsilon": epsilon, "isOwn": is_own, "updates": updates})
+def evenly(items: Sequence[T], most: int) -> list[T]:
+    """All items, or so many that are evenly spaced, the first and the last among them."""
+    if len(items) <= most:
+        return list(items)
+    return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, most).round().astype(int))]
 
 
 def usable_epsilon(value: Any) -> float | None:
-    """A clip range that the slider can show, or ``None``."""
-    try:
-        value = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
+    """A clip range that the figure can show, or ``None``."""
+    value = float(value)
     return value if math.isfinite(value) and 0 < value <= 1 else None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import zipfile
 from dataclasses import dataclass, field
 from glob import escape
 from pathlib import Path
@@ -18,9 +19,11 @@ from sb3_trust.plots import read_updates
 from sb3_trust.recorder import UPDATES_FILE
 from sb3_trust.report.saved_model import SavedModel, find_model, read_model
 from sb3_trust.safe_archive import read_file
+from sb3_trust.trust_region.record import TRUST_REGION_FILE, TrustRegionRecord, read_trust_region
 
 ARGUMENTS, SETTINGS, EVALUATION = "args.yml", "config.yml", "evaluation.json"
 MAX_BYTES = 2**22  # of a YAML or JSON file
+MAX_RECORD = 2**29  # bytes that the file of recorded updates unpacks to
 MAX_SHOWN = 20_000  # characters of a file that is shown as it is
 
 
@@ -41,6 +44,7 @@ class Run:
     :param settings: hyperparameters that were asked for
     :param texts: files that are shown as they are, because they hold more than data
     :param model: the saved model
+    :param record: what single updates did
     """
 
     folder: Path
@@ -54,6 +58,7 @@ class Run:
     settings: dict[str, Any] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
     model: SavedModel | None = None
+    record: TrustRegionRecord | None = None
     problems: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -74,7 +79,7 @@ def settings_file(folder: Path, name: str) -> Path | None:
 def is_run(folder: Path) -> bool:
     """Whether the folder holds any file that a run leaves."""
     return bool(
-        any((folder / name).is_file() for name in (UPDATES_FILE, EVALUATION))
+        any((folder / name).is_file() for name in (UPDATES_FILE, EVALUATION, TRUST_REGION_FILE))
         or any(settings_file(folder, name) for name in (ARGUMENTS, SETTINGS))
         or get_monitor_files(escape(str(folder)))
     )
@@ -89,6 +94,7 @@ def read_run(folder: Path) -> Run:
     _attempt(run, EVALUATION, _read_evaluation)
     _attempt(run, "monitor.csv", _read_episodes)
     _attempt(run, "the saved model", _read_model)
+    _attempt(run, TRUST_REGION_FILE, _read_record)
     return run
 
 
@@ -136,10 +142,10 @@ def _read_evaluation(run: Run, name: str) -> None:
         return
     found = json.loads(read_file(path, MAX_BYTES))
     returns = [float(value) for value in found["returns"]]
-    evaluation = {"mean": float(found["mean"]), "std": float(found["std"]), "returns": returns}
-    if not all(math.isfinite(value) for value in (evaluation["mean"], evaluation["std"], *returns)):
+    mean, std = float(found["mean"]), float(found["std"])
+    if not all(math.isfinite(value) for value in (mean, std, *returns)):
         raise ValueError("a return is not finite")
-    run.evaluation = evaluation
+    run.evaluation = {"mean": mean, "std": std, "returns": returns}
 
 
 def _read_episodes(run: Run, _: str) -> None:
@@ -158,3 +164,13 @@ def _read_model(run: Run, _: str) -> None:
     path = find_model(run.folder, env if isinstance(env, str) else None)
     if path is not None:
         run.model = read_model(path)
+
+
+def _read_record(run: Run, name: str) -> None:
+    path = run.folder / name
+    if not path.is_file():
+        return
+    with zipfile.ZipFile(path) as archive:
+        if sum(member.file_size for member in archive.infolist()) > MAX_RECORD:
+            raise ValueError(f"it unpacks to more than {MAX_RECORD} bytes")
+    run.record = read_trust_region(path)

@@ -82,33 +82,33 @@ def algorithms() -> dict[str, type]:
     }
 
 
-def learning_section(run: Run) -> Section:
+def fill_learning(section: Section, run: Run) -> None:
     """Return of training episodes."""
-    section = Section("learning", "Learning curve", half=True, notes=problem(run, "monitor.csv"))
+    section.notes = problem(run, "monitor.csv")
     if len(run.returns) == 0:
         if not section.notes:
             section.notes.append(
                 "No training episode is recorded here: there are no monitor files, or none ended."
             )
-        return section
+        return
     last = run.returns[-LAST_EPISODES:]
     section.lead = (
-        f"{count(len(run.returns), 'training episode')} that ended, {count(int(run.timesteps[-1]), 'time step')} long in all. "
+        f"{count(len(run.returns), 'training episode')} that ended, "
+        f"{count(int(run.timesteps[-1]), 'time step')} long in all. "
         f"Mean return of the last {len(last)}: {number(last.mean())}, standard deviation "
         f"{number(last.std())}. These are returns of the exploring policy."
     )
     alt = f"Return of each training episode against time steps, with a rolling mean: {spread(run.returns)}."
     figure = picture(lambda: axes_figure(lambda axes: learning_curve(axes, run.folder)), "", alt, wide=True)
     section.pictures.append(figure)
-    return section
 
 
-def kl_section(run: Run) -> Section:
+def fill_kl(section: Section, run: Run) -> None:
     """KL divergence of each update against its limit."""
-    section = Section("kl", "KL divergence of each update", half=True, notes=problem(run, UPDATES_FILE))
+    section.notes = problem(run, UPDATES_FILE)
     if run.n_updates == 0:
         section.notes = section.notes or [NO_UPDATES]
-        return section
+        return
     kl, target = run.column("kl"), run.column("target_kl")
     finite = kl[np.isfinite(kl)]
     mean, largest = (number(float(f(finite))) if len(finite) else "-" for f in (np.mean, np.max))
@@ -132,15 +132,14 @@ def kl_section(run: Run) -> Section:
         section.lead += "The run set no target_kl."
     drawn = picture(lambda: axes_figure(lambda axes: kl_per_update(axes, run.folder)), "", alt, wide=True)
     section.pictures.append(drawn)
-    return section
 
 
-def statistics_section(run: Run) -> Section:
+def fill_statistics(section: Section, run: Run) -> None:
     """The other statistics of the updates."""
-    section = Section("statistics", "Statistics of each update", notes=problem(run, UPDATES_FILE))
+    section.notes = problem(run, UPDATES_FILE)
     if run.n_updates == 0:
         section.notes = section.notes or [NO_UPDATES]
-        return section
+        return
     rollbacks = run.column("rollbacks")
     undone = int(np.nanmax(rollbacks)) if np.isfinite(rollbacks).any() else 0
     section.lead = "No update was rolled back." if undone == 0 else f"{count(undone, 'update')} rolled back."
@@ -153,7 +152,6 @@ def statistics_section(run: Run) -> Section:
         rows = [[str(update), shown(reason)] for update, reason in run.reasons[:MAX_ROWS]]
         section.tables.append(Table("Updates that were rolled back", ["Update", "Reason"], rows))
     section.tables.append(_all_statistics(run.updates))
-    return section
 
 
 def _all_statistics(updates: dict[str, np.ndarray]) -> Table:
@@ -168,11 +166,11 @@ def _all_statistics(updates: dict[str, np.ndarray]) -> Table:
     return Table("All statistics in numbers", headings, rows, folded=True, numeric=True)
 
 
-def settings_section(run: Run) -> Section:
+def fill_settings(section: Section, run: Run) -> None:
     """Hyperparameters, and the command that trained."""
-    section = Section("settings", "Settings", notes=problem(run, SETTINGS, ARGUMENTS, "the saved model"))
+    section.notes = problem(run, SETTINGS, ARGUMENTS, "the saved model")
     section.texts = run.texts
-    algorithm = algorithms().get(str(run.arguments.get("algo")))
+    algorithm = algorithms().get(str(run.arguments.get("algo")).lower())
     entries: dict[str, Any] = {}
     if run.model is not None:
         known = inspect.signature(algorithm).parameters if algorithm else _PUBLIC_ENTRIES
@@ -194,7 +192,6 @@ def settings_section(run: Run) -> Section:
     if given:
         rows = [[shown(name), shown(value)] for name, value in list(given.items())[:MAX_ROWS]]
         section.tables.append(Table(f"The command ({ARGUMENTS})", ["Argument", "Value"], rows, folded=True))
-    return section
 
 
 # of a model whose class is not known
@@ -203,9 +200,8 @@ _PUBLIC_ENTRIES = frozenset(
 )
 
 
-def versions_section(run: Run) -> Section:
+def fill_versions(section: Section, run: Run) -> None:
     """Versions that trained, and that made the page."""
-    section = Section("versions", "Versions")
     here, _ = get_system_info(print_info=False)
     here["sb3-trust"] = sb3_trust.__version__
     here.update(_installed("rl_zoo3", "sb3-contrib", "matplotlib"))
@@ -217,7 +213,6 @@ def versions_section(run: Run) -> Section:
     section.tables.append(
         Table("What the run recorded, and what made this page", ["", "Run", "This page"], rows)
     )
-    return section
 
 
 def _installed(*packages: str) -> Iterable[tuple[str, str]]:

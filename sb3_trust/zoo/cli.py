@@ -22,8 +22,8 @@ The RL Zoo's scripts with the algorithms of sb3-trust.
   enjoy   run a trained model
   report  write an HTML page about a run
 
-Arguments of train and enjoy are the Zoo's: sb3-trust train --help. Settings come from sb3-trust's own files unless -conf names
-another.
+Arguments of train and enjoy are the Zoo's: sb3-trust train --help. Settings come from sb3-trust's own files
+unless -conf names another.
 
   sb3-trust train --algo trpo --env CartPole-v1 -P
   sb3-trust enjoy --algo trpo --env CartPole-v1 -f logs --no-render
