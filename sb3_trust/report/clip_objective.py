@@ -8,14 +8,14 @@ from sb3_trust.report.sections import Section, problem
 from sb3_trust.trust_region.record import TRUST_REGION_FILE, RecordedUpdate
 
 HOW_TO_RECORD = (
-    f"There is no {TRUST_REGION_FILE} with an update in this folder. To record updates, train with the callback "
-    "TrustRegionRecorder(folder) of sb3_trust, with the folder of the run."
+    f"There is no {TRUST_REGION_FILE} with an update in this folder. To record updates, train with the "
+    "callback TrustRegionRecorder(folder) of sb3_trust, with the folder of the run."
 )
 MAX_UPDATES = 200  # in the figure
 LEAD = (
-    "PPO maximises the mean of min(rA, clip(r, 1 - ε, 1 + ε)A), where r is the new probability of an action over "
-    "the old one and A its advantage. Move ε and change the sign of A: the red part is where the objective is "
-    "flat, so that a sample there no longer moves the policy. "
+    "PPO maximises the mean of min(rA, clip(r, 1 - ε, 1 + ε)A), where r is the new probability of an action "
+    "over the old one and A its advantage. Move ε and change the sign of A: the red part is where the "
+    "objective is flat, so that a sample there no longer moves the policy. "
 )
 CLIPPED = "The samples are recorded ones of the run, with the ratios that they had when the update was over."
 NOT_CLIPPED = " {algorithm} does not clip: this is what a clip would have made of the samples."

@@ -14,7 +14,7 @@
   const MARGIN = {left: 48, right: 14, top: 14, bottom: 40};
   const CURVE_HEIGHT = 250;
   const HISTOGRAM_HEIGHT = 130;
-  const GAP = 44;
+  const GAP = 50;
 
   const sign = () => Number(document.querySelector('input[name="advantage"]:checked').value);
   const chosen = () => data.updates[chooser ? chooser.selectedIndex : 0];
@@ -117,7 +117,7 @@
       element("path", {class: "bars stopped", id: "bars-stopped", d: path(bars.stopped, bars.moved)}),
       element("text", {x: x(0) - 8, y: top + 12, "text-anchor": "end"}, format(tallest)),
       element("text", {x: x(0) - 8, y: bottom - 2, "text-anchor": "end"}, "0"),
-      element("text", {class: "soft", x: x(0) + 4, y: top - 10},
+      element("text", {class: "soft", x: x(0) + 4, y: top - 8},
         `samples with A ${a > 0 ? ">" : "<"} 0, by ratio`),
     ];
   }
@@ -144,7 +144,8 @@
     share.textContent = `Update ${update.update}: of the ${format(one.all)} samples with ${of}, ` +
       `${percent(one.stopped, one.all)} (${format(one.stopped)}) have a ratio ${side}, where the gradient is zero. ` +
       `Of all ${format(all)} samples, of either sign: ${percent(stopped, all)} (${format(stopped)}).` +
-      (beyond ? ` ${format(beyond)} lie right of the picture.` : "");
+      (beyond ? ` ${format(beyond)} lie right of the picture.` : "") +
+      (update.unusable ? ` ${format(update.unusable)} without a usable ratio are left out.` : "");
   }
 
   function ownEpsilon() {

@@ -87,10 +87,16 @@ def _drawn(draw: Callable[[], Figure], ink: str, lines: list[str]) -> tuple[str,
     with rc_context(settings):
         figure = draw()
         FigureCanvasAgg(figure)  # no window system, and no state of pyplot
-        file = io.BytesIO()
-        figure.savefig(file, format="png", dpi=_DPI, metadata={"Software": None})
+        content = _painted(figure)
     width, height = (round(96 * inches) for inches in figure.get_size_inches())
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode(), (width, height)
+    return "data:image/png;base64," + base64.b64encode(content).decode(), (width, height)
+
+
+def _painted(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=_DPI, metadata={"Software": None})
+    return file.getvalue()
 
 
 def axes_figure(draw: Callable[[Any], None], size: tuple[float, float] = WIDE) -> Figure:

@@ -24,8 +24,8 @@ def counts(ratios: np.ndarray, advantages: np.ndarray) -> dict[str, Any]:
 
     :param ratios: new over old probability of each action, shape [n_samples]; infinite ones count as large
     :param advantages: shape [n_samples]
-    :return: ``positive`` and ``negative``: bin and count in turn, of bins that are not empty; ``zero``: samples
-        without an advantage; ``unusable``: samples whose ratio or advantage is NaN
+    :return: ``positive`` and ``negative``: bin and count in turn, of bins that are not empty; ``zero``:
+        samples without an advantage; ``unusable``: samples whose ratio or advantage is NaN
     """
     ratios, advantages = np.asarray(ratios, np.float64).ravel(), np.asarray(advantages, np.float64).ravel()
     usable = ~(np.isnan(ratios) | np.isnan(advantages))

@@ -127,6 +127,8 @@ def _read_updates(run: Run, name: str) -> None:
     if not path.is_file():
         return
     updates = read_updates(run.folder)
+    if not updates:
+        return
     if not {"update", "kl"} <= updates.keys():
         raise ValueError("it has no columns `update` and `kl`")
     run.updates = updates
