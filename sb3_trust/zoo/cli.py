@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 import rl_zoo3.train
 from rl_zoo3.enjoy import enjoy
@@ -29,6 +30,7 @@ unless -conf names another.
   sb3-trust enjoy --algo trpo --env CartPole-v1 -f logs --no-render
   sb3-trust report logs/trpo/CartPole-v1_1
 
+train --trust-region-record also keeps what single updates did to the policy, for pictures (docs/plots.md).
 enjoy --safe runs a stranger's model without running code from its folder, or refuses it.
 """
 
@@ -49,11 +51,13 @@ def run(arguments: Sequence[str]) -> None:
     if parsed.script == "report":
         report(parsed.arguments)
     elif parsed.script == "train":
+        record, others = without_flag("--trust-region-record", parsed.arguments)
         # the Zoo's train() looks its manager up in its module when it is called
-        rl_zoo3.train.ExperimentManager = TrustExperimentManager  # type: ignore[misc]
-        _call(rl_zoo3.train.train, "train", with_own_settings(parsed.arguments))
+        manager = partial(TrustExperimentManager, record_trust_region=record)
+        rl_zoo3.train.ExperimentManager = manager  # type: ignore[misc, assignment]
+        _call(rl_zoo3.train.train, "train", with_own_settings(others))
     else:
-        safe, others = without_safe(parsed.arguments)
+        safe, others = without_flag("--safe", parsed.arguments)
         _call(enjoy_safely if safe else enjoy, "enjoy", others)
 
 
@@ -73,6 +77,6 @@ def with_own_settings(arguments: Sequence[str]) -> list[str]:
     return [*own, *arguments]
 
 
-def without_safe(arguments: Sequence[str]) -> tuple[bool, list[str]]:
-    """Whether the arguments of ``enjoy`` ask for safe loading, and the Zoo's own among them."""
-    return "--safe" in arguments, [argument for argument in arguments if argument != "--safe"]
+def without_flag(flag: str, arguments: Sequence[str]) -> tuple[bool, list[str]]:
+    """Whether a flag of ours is among a script's arguments, and the Zoo's own among them."""
+    return flag in arguments, [argument for argument in arguments if argument != flag]

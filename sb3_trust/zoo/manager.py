@@ -17,6 +17,8 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_nor
 
 from sb3_trust.plots import training_figure
 from sb3_trust.recorder import UPDATES_FILE, UpdateRecorder
+from sb3_trust.trust_region.record import TRUST_REGION_FILE
+from sb3_trust.trust_region.recorder import TrustRegionRecorder
 from sb3_trust.zoo.interruption import Interruption
 from sb3_trust.zoo.registration import ALGORITHMS
 
@@ -27,10 +29,15 @@ CHECKPOINT = "rl_model_"  # how the Zoo's checkpoints begin
 
 
 class TrustExperimentManager(ExperimentManager):
-    """Adds ``updates.csv``, an evaluation and a figure to a run of one of our algorithms."""
+    """
+    Adds ``updates.csv``, an evaluation and a figure to a run of one of our algorithms.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    :param record_trust_region: write ``trust_region.npz`` too
+    """
+
+    def __init__(self, *args: Any, record_trust_region: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._record_trust_region = record_trust_region
         self._interruption = Interruption()
 
     @property
@@ -42,10 +49,12 @@ class TrustExperimentManager(ExperimentManager):
         return self.algo in ALGORITHMS
 
     def create_callbacks(self) -> None:
-        """The Zoo's callbacks, and the recorder."""
+        """The Zoo's callbacks, and the recorders."""
         super().create_callbacks()
         if self._is_ours and not self.optimize_hyperparameters:
             self.callbacks.append(UpdateRecorder(self.save_path))
+            if self._record_trust_region:
+                self.callbacks.append(TrustRegionRecorder(self.save_path))
             for callback in self.callbacks:
                 if isinstance(callback, CheckpointCallback):
                     callback.save_vecnormalize = True
@@ -122,12 +131,13 @@ class TrustExperimentManager(ExperimentManager):
         training_figure(self.save_path, title=f"{self.algo} on {self.env_name.gym_id}").savefig(
             figure, dpi=120
         )
+        record = f"\nRecord:  {Path(self.save_path) / TRUST_REGION_FILE}" if self._record_trust_region else ""
         print(
             f"Evaluated return: {evaluation['mean']:.2f} +/- {evaluation['std']:.2f} "
             f"({len(returns)} episodes)\n"
             f"{self._saved_model}\n"
             f"Updates: {Path(self.save_path) / UPDATES_FILE}\n"
-            f"Figure:  {figure}"
+            f"Figure:  {figure}{record}"
         )
 
     def _evaluate(self, model: BaseAlgorithm) -> list[float]:
