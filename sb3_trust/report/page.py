@@ -15,7 +15,6 @@ from markupsafe import Markup
 from sb3_trust._version import __version__
 from sb3_trust.atomic import replacing
 from sb3_trust.errors import InvalidArgument
-from sb3_trust.report.clip_objective import fill_clip
 from sb3_trust.report.run import Run, is_run, read_run
 from sb3_trust.report.sections import (
     Section,
@@ -27,18 +26,20 @@ from sb3_trust.report.sections import (
     fill_versions,
 )
 from sb3_trust.report.shown import count, number, shown
+from sb3_trust.report.single_updates import fill_clip, fill_steps
 
 REPORT_FILE = "report.html"
 NOT_RECORDED = "not recorded"
 _HERE = Path(__file__).parent
-# by what fills it: anchor, title, whether it takes half of a wide page
-SECTIONS: dict[Callable[[Section, Run], None], tuple[str, str, bool]] = {
-    fill_learning: ("learning", "Learning curve", True),
-    fill_kl: ("kl", "KL divergence of each update", True),
-    fill_clip: ("clip", "The clip objective", False),
-    fill_statistics: ("statistics", "Statistics of each update", False),
-    fill_settings: ("settings", "Settings", False),
-    fill_versions: ("versions", "Versions", False),
+# by what fills it: anchor, title, whether it takes half of a wide page, whether its figures are large
+SECTIONS: dict[Callable[[Section, Run], None], tuple[str, str, bool, bool]] = {
+    fill_learning: ("learning", "Learning curve", True, False),
+    fill_kl: ("kl", "KL divergence of each update", True, False),
+    fill_clip: ("clip", "The clip objective", False, False),
+    fill_steps: ("steps", "Steps of single updates", False, True),
+    fill_statistics: ("statistics", "Statistics of each update", False, False),
+    fill_settings: ("settings", "Settings", False, False),
+    fill_versions: ("versions", "Versions", False, False),
 }
 
 

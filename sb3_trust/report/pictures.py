@@ -1,4 +1,4 @@
-"""Figures as parts of the page: each drawn for a light and for a dark background."""
+"""Figures as parts of the page: each painted for a light and for a dark background."""
 
 from __future__ import annotations
 
@@ -8,17 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from sb3_trust.report.run import Run
-from sb3_trust.report.shown import number
-from sb3_trust.report.statistics import Panel
-
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-WIDE, NARROW = (5.4, 3.2), (4.2, 2.4)  # inches
 _DPI = 150
+_CSS_DPI = 96
 _COMMON: dict[str, Any] = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
@@ -26,13 +20,15 @@ _COMMON: dict[str, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": "medium",
+    "figure.titlesize": "medium",
     "legend.frameon": False,
     "grid.alpha": 0.25,
     "axes.grid": True,
 }
 _INK = {"light": "#1c2330", "dark": "#dde3ec"}
-_LINES = {"light": ["#1f6feb", "#c2410c"], "dark": ["#79b0ff", "#ffa657"]}
-_MARGIN = 1.05  # of the axis above the largest value
+_INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
+_DARK_GROUND = "#1a1f28"  # as in page.css
+_CONTRAST = 4.5  # of lines on it, as WCAG 2 reckons; 3 is what it asks for
 
 
 @dataclass
@@ -45,7 +41,6 @@ class Picture:
     :param height: in pixels of the page
     :param alt: what it shows, for those who cannot see it
     :param caption: below it
-    :param wide: whether it takes the whole width of the page
     """
 
     title: str
@@ -55,41 +50,26 @@ class Picture:
     height: int
     alt: str
     caption: str = ""
-    wide: bool = False
 
 
-def picture(
-    draw: Callable[[], Figure], title: str, alt: str, caption: str = "", wide: bool = False
-) -> Picture:
+def picture(draw: Callable[[], Figure], title: str, alt: str, caption: str = "") -> Picture:
     """
     :param draw: makes the figure; called once for each background
     """
-    addresses, size = {}, (0, 0)
-    for theme, ink in _INK.items():
-        addresses[theme], size = _drawn(draw, ink, _LINES[theme])
-    return Picture(title, addresses["light"], addresses["dark"], *size, alt, caption, wide)
-
-
-def _drawn(draw: Callable[[], Figure], ink: str, lines: list[str]) -> tuple[str, tuple[int, int]]:
-    from cycler import cycler
     from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    keys = (
-        "text.color",
-        "axes.edgecolor",
-        "axes.labelcolor",
-        "axes.titlecolor",
-        "xtick.color",
-        "ytick.color",
-    )
-    settings: Any = {**_COMMON, **dict.fromkeys(keys, ink), "axes.prop_cycle": cycler(color=lines)}
-    with rc_context(settings):
-        figure = draw()
-        FigureCanvasAgg(figure)  # no window system, and no state of pyplot
-        content = _painted(figure)
-    width, height = (round(96 * inches) for inches in figure.get_size_inches())
-    return "data:image/png;base64," + base64.b64encode(content).decode(), (width, height)
+    addresses = {}
+    for theme, ink in _INK.items():
+        settings: Any = {**_COMMON, **dict.fromkeys(_INKED, ink)}
+        with rc_context(settings):
+            figure = draw()
+            if len(figure.axes) == 1:
+                figure.axes[0].set_title("")  # the page has it
+            if theme == "dark":
+                lighten(figure)
+            addresses[theme] = "data:image/png;base64," + base64.b64encode(_painted(figure)).decode()
+    width, height = (round(_CSS_DPI * inches) for inches in figure.get_size_inches())
+    return Picture(title, addresses["light"], addresses["dark"], width, height, alt, caption)
 
 
 def _painted(figure: Figure) -> bytes:
@@ -99,50 +79,37 @@ def _painted(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-def axes_figure(draw: Callable[[Any], None], size: tuple[float, float] = WIDE) -> Figure:
-    """A figure of one pair of axes that ``draw`` draws in."""
-    from matplotlib.figure import Figure
+def lighten(figure: Figure) -> None:
+    """Make lines and areas of a figure light enough for a dark background."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
 
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots()
-    draw(axes)
-    axes.set_title("")  # the page has it
-    return figure
-
-
-def panel_picture(panel: Panel, run: Run) -> Picture | None:
-    """The statistics of a panel; ``None`` where the run has none of them."""
-    series = {label: run.column(name) for name, label in panel.columns.items()}
-    series = {label: values for label, values in series.items() if np.isfinite(values).any()}
-    if not series:
-        return None
-    x = run.column("update")
-
-    def draw(axes: Any) -> None:
-        for label, values in series.items():
-            # a single point makes no line
-            axes.plot(x, values, marker="." if len(x) <= 60 else "", ms=4, lw=1.2, label=label)
-        values = np.concatenate(list(series.values()))
-        finite = values[np.isfinite(values)]
-        if panel.log and finite.min() > 0:
-            axes.set_yscale("log")
-        if panel.floor is not None and finite.min() < panel.floor:
-            axes.set_ylim(bottom=panel.floor, top=max(finite.max(), panel.floor + 1) * _MARGIN)
-        axes.set(xlabel="update")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        if len(series) > 1:
-            axes.legend(fontsize="small")
-
-    alt = f"{panel.title} of each update. " + " ".join(
-        f"{label.capitalize()}: {spread(values)}." for label, values in series.items()
-    )
-    return picture(lambda: axes_figure(draw, NARROW), panel.title, alt, panel.says)
+    for artist in figure.findobj():
+        if isinstance(artist, Line2D):
+            artist.set_color(legible(artist.get_color()))
+            artist.set_markerfacecolor(legible(artist.get_markerfacecolor()))
+            artist.set_markeredgecolor(legible(artist.get_markeredgecolor()))
+        elif isinstance(artist, Patch):
+            artist.set_facecolor(legible(artist.get_facecolor()))
+            artist.set_edgecolor(legible(artist.get_edgecolor()))
 
 
-def spread(values: np.ndarray) -> str:
-    """First, last, smallest and largest of the finite values in words."""
-    finite = values[np.isfinite(values)]
-    if not len(finite):
-        return "no value"
-    first, last, low, high = (number(float(v)) for v in (finite[0], finite[-1], finite.min(), finite.max()))
-    return f"from {first} to {last}, between {low} and {high}"
+def legible(colour: Any) -> tuple[float, float, float, float]:
+    """A colour mixed with as much white as it takes to be seen on the dark background, as RGBA."""
+    from matplotlib.colors import to_rgba
+
+    red, green, blue, alpha = to_rgba(colour)
+    while alpha > 0 and _contrast((red, green, blue), to_rgba(_DARK_GROUND)[:3]) < _CONTRAST:
+        red, green, blue = (channel + 0.1 * (1 - channel) for channel in (red, green, blue))
+    return red, green, blue, alpha
+
+
+def _contrast(one: tuple[float, float, float], other: tuple[float, float, float]) -> float:
+    """Contrast ratio of two colours, 1 to 21: https://www.w3.org/TR/WCAG22/#dfn-contrast-ratio"""
+    lighter, darker = sorted((_luminance(one), _luminance(other)), reverse=True)
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def _luminance(colour: tuple[float, float, float]) -> float:
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

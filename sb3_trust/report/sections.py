@@ -14,9 +14,9 @@ from stable_baselines3.common.utils import get_system_info
 
 import sb3_trust
 from sb3_trust.algorithms.base import TrustRegionAlgorithm
-from sb3_trust.plots import kl_per_update, learning_curve
 from sb3_trust.recorder import UPDATES_FILE
-from sb3_trust.report.pictures import Picture, axes_figure, panel_picture, picture, spread
+from sb3_trust.report.drawings import episodes_figure, kl_figure, panel_picture, spread
+from sb3_trust.report.pictures import Picture, picture
 from sb3_trust.report.run import ARGUMENTS, SETTINGS, Run
 from sb3_trust.report.shown import count, number, shown
 from sb3_trust.report.statistics import PANELS
@@ -50,6 +50,7 @@ class Section:
     """
     :param id: anchor in the page
     :param half: whether it takes half of a wide page
+    :param large: whether its figures need room, and are moved sideways on a narrow page
     :param lead: what it shows, and what came out
     :param notes: what is missing or cannot be read
     :param texts: files shown as they are, by name
@@ -60,6 +61,7 @@ class Section:
     id: str
     title: str
     half: bool = False
+    large: bool = False
     lead: str = ""
     notes: list[str] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
@@ -99,8 +101,7 @@ def fill_learning(section: Section, run: Run) -> None:
         f"{number(last.std())}. These are returns of the exploring policy."
     )
     alt = f"Return of each training episode against time steps, with a rolling mean: {spread(run.returns)}."
-    figure = picture(lambda: axes_figure(lambda axes: learning_curve(axes, run.folder)), "", alt, wide=True)
-    section.pictures.append(figure)
+    section.pictures.append(picture(lambda: episodes_figure(run), "", alt))
 
 
 def fill_kl(section: Section, run: Run) -> None:
@@ -130,8 +131,7 @@ def fill_kl(section: Section, run: Run) -> None:
         alt += f" target_kl: {spread(target)}."
     else:
         section.lead += "The run set no target_kl."
-    drawn = picture(lambda: axes_figure(lambda axes: kl_per_update(axes, run.folder)), "", alt, wide=True)
-    section.pictures.append(drawn)
+    section.pictures.append(picture(lambda: kl_figure(run), "", alt))
 
 
 def fill_statistics(section: Section, run: Run) -> None:
