@@ -43,7 +43,7 @@ def copied(runs, tmp_path):
 @pytest.fixture
 def quick(monkeypatch):
     """Figures are made, but not painted."""
-    monkeypatch.setattr(pictures, "_painted", lambda figure: (figure.draw_without_rendering(), NO_PICTURE)[1])
+    monkeypatch.setattr(pictures, "_painted", lambda figure: NO_PICTURE)
 
 
 # ---- what the page says ----------------------------------------------------------------------------------
@@ -189,6 +189,14 @@ def test_a_partial_run_has_a_page_that_says_what_is_missing(case, copied):
     assert page.sections == SECTIONS and "CartPole-v1" in page.text("head")
 
 
+@pytest.mark.usefixtures("quick")
+def test_a_row_that_was_not_written_to_its_end_is_left_out(copied):
+    content = (copied / "updates.csv").read_bytes()
+    (copied / "updates.csv").write_bytes(content[:-200])
+    page = Page(write_report(copied))
+    assert "Updates 4" in page.text("head") and "Over 4 updates" in page.text("kl")
+
+
 def test_what_is_no_run_is_refused(runs, tmp_path, capsys):
     for folder, says in ((tmp_path / "missing", "there is no folder"), (tmp_path, "has none of them")):
         with pytest.raises(InvalidArgument, match=says):
@@ -202,6 +210,7 @@ def test_what_is_no_run_is_refused(runs, tmp_path, capsys):
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("quick")
 def test_the_page_is_written_whole_or_not_at_all(copied, monkeypatch, capsys):
     path = write_report(copied)
     before = path.read_bytes()

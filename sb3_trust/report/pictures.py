@@ -25,7 +25,7 @@ _COMMON: dict[str, Any] = {
     "grid.alpha": 0.25,
     "axes.grid": True,
 }
-_INK = {"light": "#1c2330", "dark": "#dde3ec"}
+INK, _LIGHT_INK = "#1c2330", "#dde3ec"  # as in page.css
 _INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
 _DARK_GROUND = "#1a1f28"  # as in page.css
 _CONTRAST = 4.5  # of lines on it, as WCAG 2 reckons; 3 is what it asks for
@@ -54,22 +54,26 @@ class Picture:
 
 def picture(draw: Callable[[], Figure], title: str, alt: str, caption: str = "") -> Picture:
     """
-    :param draw: makes the figure; called once for each background
+    :param draw: makes the figure
     """
     from matplotlib import rc_context
 
-    addresses = {}
-    for theme, ink in _INK.items():
-        settings: Any = {**_COMMON, **dict.fromkeys(_INKED, ink)}
-        with rc_context(settings):
-            figure = draw()
-            if len(figure.axes) == 1:
-                figure.axes[0].set_title("")  # the page has it
-            if theme == "dark":
-                lighten(figure)
-            addresses[theme] = "data:image/png;base64," + base64.b64encode(_painted(figure)).decode()
+    settings: Any = {**_COMMON, **dict.fromkeys(_INKED, INK)}
+    with rc_context(settings):
+        figure = draw()
+        if len(figure.axes) == 1:
+            figure.axes[0].set_title("")  # the page has it
+        light = _address(_painted(figure))
+        # everything has its place by now
+        figure.set_layout_engine("none")
+        lighten(figure)
+        dark = _address(_painted(figure))
     width, height = (round(_CSS_DPI * inches) for inches in figure.get_size_inches())
-    return Picture(title, addresses["light"], addresses["dark"], width, height, alt, caption)
+    return Picture(title, light, dark, width, height, alt, caption)
+
+
+def _address(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def _painted(figure: Figure) -> bytes:
@@ -80,9 +84,10 @@ def _painted(figure: Figure) -> bytes:
 
 
 def lighten(figure: Figure) -> None:
-    """Make lines and areas of a figure light enough for a dark background."""
+    """Make text, lines and areas of a figure light enough for a dark background."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
+    from matplotlib.text import Text
 
     for artist in figure.findobj():
         if isinstance(artist, Line2D):
@@ -92,12 +97,16 @@ def lighten(figure: Figure) -> None:
         elif isinstance(artist, Patch):
             artist.set_facecolor(legible(artist.get_facecolor()))
             artist.set_edgecolor(legible(artist.get_edgecolor()))
+        elif isinstance(artist, Text):
+            artist.set_color(legible(artist.get_color()))
 
 
 def legible(colour: Any) -> tuple[float, float, float, float]:
     """A colour mixed with as much white as it takes to be seen on the dark background, as RGBA."""
     from matplotlib.colors import to_rgba
 
+    if to_rgba(colour) == to_rgba(INK):
+        return to_rgba(_LIGHT_INK)
     red, green, blue, alpha = to_rgba(colour)
     while alpha > 0 and _contrast((red, green, blue), to_rgba(_DARK_GROUND)[:3]) < _CONTRAST:
         red, green, blue = (channel + 0.1 * (1 - channel) for channel in (red, green, blue))
