@@ -74,14 +74,14 @@ def main() -> None:
     train(TRPO, args.env, 0, args.timesteps, wide, target_kl=0.1)
 
     first = {name: folders[0] for name, folders in runs.items()}
-    step = longest_search(wide)
+    step, last = longest_search(wide), read_trust_region(first["PPO"]).updates[-1]
     title = f"TRPO on {args.env}, target_kl 0.1, update {step.update}"
     pictures = {
         "learning_curves": learning_curves(runs, title=args.env),
         "training": training_figure(first["TRPO"], title=f"TRPO on {args.env}"),
         "kl_per_update": kl_per_update(first, title=args.env),
         "kl_per_action_dimension": kl_per_action_dimension(continuous, title=f"TRPO, {args.continuous_env}"),
-        "clipped_surrogate": clipped_surrogate(read_trust_region(first["PPO"]).updates[-1]),
+        "clipped_surrogate": clipped_surrogate(last, title=f"PPO on {args.env}, update {last.update}"),
         "surrogate_landscape": surrogate_landscape(step, title=title),
         "line_search_trace": line_search_trace(step, title=title),
     }

@@ -12,10 +12,10 @@ import torch as th
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_trust import PPO, TRPO, PPOPenalty
+from sb3_trust import NPG, PPO, REINFORCE, TRPO, PPOPenalty
 from tests.worlds import KINDS, identical, model_of, state, world
 
-ALGORITHMS = {kind.__name__: kind for kind in (PPO, TRPO, PPOPenalty)}
+ALGORITHMS = {kind.__name__: kind for kind in (REINFORCE, NPG, TRPO, PPO, PPOPenalty)}
 ROOT = Path(__file__).parent.parent
 STEPS = 128  # two rollouts of 32 steps in two environments
 COUNTERS = ("num_timesteps", "_n_updates", "n_rollbacks", "_episode_num", "_total_timesteps")
@@ -44,7 +44,7 @@ def set_state(env, saved):
 
 def make(kind, algorithm, normalized=False, **kwargs):
     kwargs = {"n_steps": 32, "batch_size": 16, "learning_rate": 3e-3, **kwargs}
-    if algorithm is not TRPO:
+    if algorithm in (PPO, PPOPenalty):
         kwargs.setdefault("n_epochs", 3)
     if kind == "cartpole":
         return algorithm("MlpPolicy", environment(kind), seed=3, device="cpu", **kwargs)

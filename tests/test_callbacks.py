@@ -14,7 +14,7 @@ from stable_baselines3.common.callbacks import (
     StopTrainingOnRewardThreshold,
 )
 
-from sb3_trust import PPO, TRPO, PPOPenalty
+from sb3_trust import NPG, PPO, REINFORCE, TRPO, PPOPenalty
 from tests.worlds import KINDS, LOOP, model_of, on_reference, parameters, world
 
 
@@ -45,7 +45,7 @@ def test_sb3s_callbacks_see_and_do_what_they_do_there(tmp_path):
     assert ours.num_timesteps == theirs.num_timesteps < 5 * 128  # stopped after so many episodes
 
 
-@pytest.mark.parametrize("algorithm", [PPO, TRPO, PPOPenalty])
+@pytest.mark.parametrize("algorithm", [REINFORCE, NPG, TRPO, PPO, PPOPenalty])
 def test_checkpoints_load_and_a_reward_threshold_stops(algorithm, tmp_path):
     env = world(*KINDS["box"][:2], n_envs=1)
     stop = EvalCallback(env, StopTrainingOnRewardThreshold(-1e9, verbose=0), eval_freq=100, verbose=0)
@@ -54,7 +54,7 @@ def test_checkpoints_load_and_a_reward_threshold_stops(algorithm, tmp_path):
     assert algorithm.load(tmp_path / "rl_model_128_steps", env=model.get_env()).num_timesteps == 128
 
 
-@pytest.mark.parametrize("algorithm", [PPO, TRPO, PPOPenalty])
+@pytest.mark.parametrize("algorithm", [REINFORCE, NPG, TRPO, PPO, PPOPenalty])
 def test_tensorboard_and_progress_bar(algorithm, tmp_path):
     model = algorithm(
         "MlpPolicy", world(*KINDS["box"][:2]), n_steps=64, batch_size=64, tensorboard_log=str(tmp_path)

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import torch as th
 
-from sb3_trust import PPO, TRPO, PPOPenalty
+from sb3_trust import NPG, PPO, REINFORCE, TRPO, PPOPenalty
 from sb3_trust.engines.autograd import AutogradEngine
 from sb3_trust.engines.closed_form import CHUNK_SIZE
 from sb3_trust.numerics.losses import ClippedSurrogateLoss, PenalizedSurrogateLoss, ValueLoss
 from sb3_trust.numerics.objectives import SurrogateObjective
-from tests.test_engine import in_float64
 from tests.twins import (
     ACTIVATIONS,
     ARCHITECTURES,
@@ -20,6 +19,7 @@ from tests.twins import (
     distance,
     engines,
     filled,
+    in_float64,
     joined,
     pair,
     random_slopes,
@@ -271,6 +271,26 @@ def test_trpo_update_is_that_of_the_reference(name):
     closed, reference = pair(kind, TRPO, n_steps=45, batch_size=32, **kwargs)
     assert_same_update(closed, reference, TRPO_BOUNDS.get(name, 1e-5))
     assert reference.last_update.is_line_search_success
+
+
+@pytest.mark.parametrize("name", UPDATES)
+def test_npg_update_is_that_of_the_reference(name):
+    kind, kwargs = UPDATES[name]
+    kwargs = {**kwargs, **TRPO_KWARGS.get(name, {})}
+    closed, reference = pair(kind, NPG, n_steps=45, batch_size=32, **kwargs)
+    assert_same_update(closed, reference, TRPO_BOUNDS.get(name, 1e-5))
+    assert reference.last_update.kl > 0
+
+
+@pytest.mark.parametrize("name", UPDATES)
+def test_reinforce_update_is_that_of_the_reference(name):
+    kind, kwargs = UPDATES[name]
+    closed, reference = pair(
+        kind, REINFORCE, n_steps=45, batch_size=32, n_gradient_steps=3, max_grad_norm=0.5,
+        critic_learning_rate=3e-3, **kwargs,
+    )  # fmt: skip
+    assert_same_update(closed, reference, 1e-5)
+    assert reference.last_update.kl > 0
 
 
 def test_updates_draw_the_same_random_numbers():

@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common.logger import Logger
 
-from sb3_trust import PPO, TRPO, InvalidArgument, PPOPenalty
+from sb3_trust import NPG, PPO, REINFORCE, TRPO, InvalidArgument, PPOPenalty
 from sb3_trust.engines.base import ENGINES
 from sb3_trust.numerics.objectives import Differentiated
 from tests.worlds import ACTION_SPACES, state, world
 
-ALGORITHMS = [TRPO, PPO, PPOPenalty]
+ALGORITHMS = [REINFORCE, NPG, TRPO, PPO, PPOPenalty]
 
 # SB3 itself takes these and says in its own words what is wrong with them; the last one asks for no model
 NOT_FUZZED = {
@@ -29,7 +29,14 @@ NOT_FUZZED = {
     "rollout_buffer_kwargs", "_init_setup_model",
 }  # fmt: skip
 # any huge value of these is valid, and takes as long or as much memory as it says
-COSTLY = {"n_steps", "n_epochs", "n_critic_updates", "cg_max_steps", "line_search_max_iter"}
+COSTLY = {
+    "n_steps",
+    "n_epochs",
+    "n_gradient_steps",
+    "n_critic_updates",
+    "cg_max_steps",
+    "line_search_max_iter",
+}
 
 
 def half(progress: float) -> float:
@@ -122,6 +129,9 @@ GOOD: dict[str, st.SearchStrategy] = {
     "damping_rule": st.sampled_from(["fixed", "adaptive"]),
     "kl_statistic": st.sampled_from(["mean", "max"]),
     "max_chunk": optional(integers(1, 30)),
+    "action_net_gain": optional(numbers(1e-3, 10.0)),
+    "n_gradient_steps": integers(1, 3),
+    "step_size": optional(numbers(1e-4, 1.0)),
     "critic_max_grad_norm": numbers(1e-3, 10.0, math.inf),
 }
 OWN_RUBBISH = {"kl_rule": BAD_RULES, "log_std_bounds": BAD_BOUNDS}
@@ -154,7 +164,7 @@ def attempt(algorithm: Any, given: dict[str, Any], space: str, n_envs: int) -> s
     if given.get("use_sde", False) is not False:
         space = "box"  # noise that depends on the state has no other
     settings = {"n_steps": 8, "batch_size": 4, **given}
-    if algorithm is not TRPO:
+    if algorithm in (PPO, PPOPenalty):
         settings.setdefault("n_epochs", 2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

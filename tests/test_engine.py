@@ -1,7 +1,5 @@
 """The reference engine: the Fisher product, exact quantities of whole policies, the partition."""
 
-import copy
-
 import pytest
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -9,34 +7,8 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from sb3_trust import PPO, TRPO
 from sb3_trust.engines.autograd import AutogradEngine
+from tests.twins import explicit_fisher, in_float64
 from tests.worlds import KINDS, VECTOR, fill, model_of, world
-
-
-def in_float64(policy):
-    """A copy in float64; SB3 casts observations to float32 just before its extractor."""
-    if policy.use_sde:
-        with th.no_grad():  # the noise matrices that it holds hang on a graph, which cannot be copied
-            policy.reset_noise()
-    policy = copy.deepcopy(policy).double()
-
-    def cast(module, arguments):
-        (obs,) = arguments
-        return ({k: v.double() for k, v in obs.items()} if isinstance(obs, dict) else obs.double(),)
-
-    policy.features_extractor.register_forward_pre_hook(cast)
-    return policy
-
-
-def explicit_fisher(policy, family, observations, parameters):
-    """The mean over states of J^T M J, with J from one backward pass per output."""
-    outputs = family.of(policy.get_distribution(observations))
-    total = 0
-    for output in outputs:
-        rows = [th.autograd.grad(o, parameters, retain_graph=True, materialize_grads=True) for o in output]
-        jacobian = th.stack([th.cat([g.reshape(-1) for g in row]) for row in rows])
-        metric = th.stack([family.fisher(output.detach(), e) for e in th.eye(len(output)).to(output)], 1)
-        total = total + jacobian.T @ metric @ jacobian
-    return total / len(outputs)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "cnn"])

@@ -10,11 +10,11 @@ from gymnasium import Wrapper
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_trust import PPO, TRPO, PPOPenalty
+from sb3_trust import NPG, PPO, REINFORCE, TRPO, PPOPenalty
 from sb3_trust.finite_guard import _check_batch
 from tests.worlds import ACTION_SPACES, DICT, VECTOR, World, identical, state
 
-ALGORITHMS = [PPO, TRPO, PPOPenalty]
+ALGORITHMS = [REINFORCE, NPG, TRPO, PPO, PPOPenalty]
 
 
 class Spoiled(Wrapper):

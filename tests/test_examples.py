@@ -37,6 +37,15 @@ def test_own_objective(tmp_path):
     assert "SPO " in output and "KL of each sample " in output
 
 
+def test_pictures(tmp_path):
+    options = ["--timesteps", "2048", "--seeds", "2", "--continuous-env", "Pendulum-v1"]
+    output = run("examples/pictures.py", *options, "--pictures", "drawn", cwd=tmp_path)
+    drawn = {path.name: path.stat().st_size for path in (tmp_path / "drawn").iterdir()}
+    # the pictures of the documentation, and no others
+    assert drawn.keys() == {path.name for path in (ROOT / "docs" / "images").iterdir()}
+    assert all(f"{name} (" in output and size > 5000 for name, size in drawn.items())
+
+
 def test_speed_benchmark_writes_its_row(tmp_path):
     options = ["--cases", "trpo/CartPole-v1/8", "--repeats", "1", "--rollouts", "1", "--results", "speed.csv"]
     assert "ratio" in run("benchmarks/speed.py", *options, cwd=tmp_path)

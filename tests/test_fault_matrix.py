@@ -13,7 +13,7 @@ import pytest
 import torch as th
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
-from sb3_trust import PPO, TRPO, PPOPenalty
+from sb3_trust import NPG, PPO, REINFORCE, TRPO, PPOPenalty
 from sb3_trust.engines.autograd import AutogradEngine
 from sb3_trust.engines.closed_form import ClosedFormEngine
 from tests.faults import FAULTS, Fault
@@ -99,7 +99,7 @@ def close(env: Any) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("algorithm", [TRPO, PPO, PPOPenalty])
+@pytest.mark.parametrize("algorithm", [REINFORCE, NPG, TRPO, PPO, PPOPenalty])
 @pytest.mark.parametrize("name", OUTCOMES)
 def test_a_fault_has_the_outcome_of_the_table(name, algorithm, engine):
     fault, outcome = FAULTS[name], OUTCOMES[name]

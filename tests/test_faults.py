@@ -6,7 +6,7 @@ import pytest
 import torch as th
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
-from sb3_trust import PPO, TRPO, PPOPenalty
+from sb3_trust import NPG, PPO, REINFORCE, TRPO, PPOPenalty
 from sb3_trust.engines.base import DescentOptions
 from tests.worlds import (
     fill,
@@ -16,7 +16,7 @@ from tests.worlds import (
     state,
 )
 
-ALGORITHMS = [PPO, TRPO, PPOPenalty]
+ALGORITHMS = [REINFORCE, NPG, TRPO, PPO, PPOPenalty]
 
 
 def trained(algorithm, kind="box", **kwargs):

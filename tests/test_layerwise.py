@@ -12,7 +12,7 @@ from sb3_trust.engines import fisher
 from sb3_trust.engines.autograd import AutogradEngine
 from sb3_trust.engines.autograd_descent import AutogradDescent
 from sb3_trust.engines.layerwise import LayerwiseJacobian, NotLayerwise, check_layerwise
-from tests.test_engine import in_float64
+from tests.twins import in_float64
 from tests.worlds import ACTION_SPACES, IMAGE, fill, parameters, policy_parameters, world
 
 DICT_WITH_IMAGE = spaces.Dict({"image": IMAGE, "vector": spaces.Box(-1.0, 1.0, (3,), np.float32)})

@@ -11,11 +11,11 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger, configure
 from stable_baselines3.common.monitor import Monitor
 
-from sb3_trust import PPO, TRPO, PPOPenalty, UpdateRecorder
+from sb3_trust import NPG, PPO, REINFORCE, TRPO, PPOPenalty, UpdateRecorder
 from sb3_trust.plots import read_updates, training_figure
 from tests.worlds import ACTION_SPACES, World, model_of
 
-ALGORITHMS = [PPO, TRPO, PPOPenalty]
+ALGORITHMS = [REINFORCE, NPG, TRPO, PPO, PPOPenalty]
 EVERYWHERE = {
     "train/kl", "train/kl_max", "train/entropy", "train/rollbacks", "train/learning_rate", "train/value_loss",
     "train/explained_variance", "train/n_updates", "train/std", "time/update_seconds",
@@ -27,15 +27,24 @@ MINIBATCH = {
     "train/loss",
     "train/gradient_norm",
 }
+NATURAL_GRADIENT = {
+    f"train/{name}"
+    for name in (
+        "target_kl", "cg_iterations", "cg_residual", "cg_damping", "curvature", "gradient_norm", "step_norm",
+        "predicted_kl", "fisher_products", "policy_objective",
+    )
+}  # fmt: skip
 OWN = {
+    REINFORCE: {"train/policy_loss", "train/policy_gradient_loss", "train/gradient_norm"},
+    NPG: NATURAL_GRADIENT,
     PPO: MINIBATCH | {"train/clip_fraction", "train/clip_range"},
     PPOPenalty: MINIBATCH | {"train/kl_coef", "train/penalty", "train/target_kl"},
-    TRPO: {
+    TRPO: NATURAL_GRADIENT
+    | {
         f"train/{name}"
         for name in (
-            "target_kl", "cg_iterations", "cg_residual", "curvature", "gradient_norm", "step_norm",
-            "line_search_steps", "expected_improvement", "actual_improvement", "fisher_products",
-            "is_line_search_success", "policy_objective", "kl_divergence_loss",
+            "line_search_steps", "expected_improvement", "actual_improvement", "is_line_search_success",
+            "kl_divergence_loss",
         )
     },
 }  # fmt: skip
@@ -189,7 +198,9 @@ def test_figure_shows_the_run(algorithm, tmp_path):
     learning, kl = figure.axes
     drawn = lines(kl)
     np.testing.assert_array_equal(drawn["mean over states"].get_ydata(), read_updates(tmp_path)["kl"])
-    assert ("target_kl" in drawn) == (algorithm is not PPO)  # PPO has no limit unless one is given
+    assert ("target_kl" in drawn) == (
+        algorithm not in (REINFORCE, PPO)
+    )  # PPO has no limit unless one is given
     assert len(lines(learning)["episode"].get_xdata()) == 5 * 64 // 7
     figure.savefig(tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000

@@ -6,11 +6,11 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
-from sb3_trust import PPO, TRPO, PPOPenalty
+from sb3_trust import NPG, PPO, REINFORCE, TRPO, PPOPenalty
 from tests.test_faults import diverge_at_step
 from tests.worlds import ACTION_SPACES, LOOP, fill, identical, model_of, parameters, state, world
 
-ALGORITHMS = [PPO, TRPO, PPOPenalty]
+ALGORITHMS = [REINFORCE, NPG, TRPO, PPO, PPOPenalty]
 ACTOR = ("mlp_extractor.policy_net", "action_net", "log_std")
 
 

@@ -87,7 +87,7 @@ def test_opens_without_an_environment_from_a_stream_and_as_another_class(tmp_pat
     with pytest.warns(UserWarning, match="clip range is dropped"):
         opened = load_safely(tmp_path / "model.zip", algorithm=PPOPenalty, init_kl_coef=2.0)
     assert (opened.kl_coef, opened.target_kl) == (2.0, 0.01)
-    with pytest.raises(InvalidArgument, match="for TRPO, but it holds a PPO's"):
+    with pytest.raises(InvalidArgument, match="for TRPO, but it holds one for PPO"):
         load_safely(tmp_path / "model", algorithm=TRPO)
     with pytest.raises(InvalidArgument, match="target_kl"):
         load_safely(tmp_path / "model", target_kl=-1.0)

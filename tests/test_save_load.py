@@ -10,10 +10,10 @@ import sb3_contrib
 import stable_baselines3
 import torch as th
 
-from sb3_trust import PPO, TRPO, InvalidArgument, PPOPenalty
+from sb3_trust import NPG, PPO, REINFORCE, TRPO, InvalidArgument, PPOPenalty
 from tests.worlds import ACTION_SPACES, KINDS, identical, model_of, on_reference, parameters, state, world
 
-ALGORITHMS = [PPO, TRPO, PPOPenalty]
+ALGORITHMS = [REINFORCE, NPG, TRPO, PPO, PPOPenalty]
 
 
 def observations_of(model, n=5):

@@ -18,6 +18,7 @@ from rl_zoo3.exp_manager import ExperimentManager  # noqa: E402
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER  # noqa: E402
 
 import sb3_trust  # noqa: E402
+from sb3_trust.trust_region import read_trust_region  # noqa: E402
 from sb3_trust.zoo import ALGORITHMS, hyperparams_file  # noqa: E402
 from sb3_trust.zoo.cli import with_own_settings  # noqa: E402
 
@@ -49,12 +50,18 @@ def settings(algorithm):
 )
 def test_front_door_trains_reports_and_enjoys(door, algorithm, env, tmp_path):
     small = ["-params", "n_steps:128", "n_envs:1", "-P"]
-    output = run([*FRONT_DOORS[door], "train", "--algo", algorithm, "--env", env, *SHORT, *small], tmp_path)
+    record = ["--trust-region-record"] if door == "script" else []
+    output = run(
+        [*FRONT_DOORS[door], "train", "--algo", algorithm, "--env", env, *SHORT, *record, *small], tmp_path
+    )
     assert str(hyperparams_file(algorithm)) in output
     saved = tmp_path / "logs" / algorithm / f"{env}_1"
     for name in (f"{env}.zip", "updates.csv", "training.png", "evaluation.json"):
         assert (saved / name).stat().st_size > 0
         assert name == "evaluation.json" or f"{algorithm}/{env}_1/{name}" in output
+    assert (saved / "trust_region.npz").exists() == bool(record) == (f"{env}_1/trust_region.npz" in output)
+    if record:
+        assert [update.update for update in read_trust_region(saved).updates] == [1, 2, 3, 4, 5]
     evaluation = json.loads((saved / "evaluation.json").read_text())
     assert len(evaluation["returns"]) == 20
     assert f"Evaluated return: {evaluation['mean']:.2f} +/- {evaluation['std']:.2f}" in output
@@ -150,7 +157,7 @@ def test_registered_in_the_zoos_own_dictionaries():
     for key, algorithm in ALGORITHMS.items():
         assert rl_zoo3.ALGOS[key] is algorithm is getattr(sb3_trust, algorithm.__name__)
         assert key in HYPERPARAMS_SAMPLER and key in HYPERPARAMS_CONVERTER
-    assert set(ALGORITHMS) == {"trpo", "ppo", "ppopenalty"}
+    assert set(ALGORITHMS) == {"reinforce", "npg", "trpo", "ppo", "ppopenalty"}
 
 
 @pytest.mark.parametrize("key", ALGORITHMS)

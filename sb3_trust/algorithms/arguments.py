@@ -64,6 +64,7 @@ def check_common_arguments(model: TrustRegionAlgorithm) -> None:
     check_number("gamma", model.gamma, 0.0, 1.0)
     check_number("gae_lambda", model.gae_lambda, 0.0, 1.0)
     check_optional(check_target, "critic_learning_rate", model.critic_learning_rate)
+    check_optional(check_number, "action_net_gain", model.action_net_gain, open_minimum=True)
     check_number("ent_coef", model.ent_coef)
     check_boolean("use_sde", model.use_sde)
     check_integer("sde_sample_freq", model.sde_sample_freq, -1)

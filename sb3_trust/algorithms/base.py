@@ -28,21 +28,19 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trust.algorithms.arguments import check_common_arguments, check_log_std_bounds, check_spaces
 from sb3_trust.algorithms.critic import fit_critic
+from sb3_trust.algorithms.initialization import initialize_action_net
 from sb3_trust.algorithms.listening import ListenedTo
 from sb3_trust.algorithms.loading import Loadable
-from sb3_trust.algorithms.statistics import NonFiniteUpdate, UndoneUpdate, UpdateStatistics, finite
+from sb3_trust.algorithms.measurement import check_standard_deviation, measure
+from sb3_trust.algorithms.statistics import NonFiniteUpdate, UndoneUpdate, UpdateStatistics
 from sb3_trust.engines.base import DescentOptions, PolicyEngine
 from sb3_trust.engines.batch import Batch, flat_batch
 from sb3_trust.engines.choice import choose_engine
 from sb3_trust.engines.distributions import distribution_validation_off
 from sb3_trust.engines.snapshot import Snapshot, all_finite
 from sb3_trust.errors import check_boolean, plain_number
-from sb3_trust.numerics.objectives import required
 from sb3_trust.numerics.schedules import value_at
 from sb3_trust.rollout import collect
-
-# sigma^2 is a normal float32 below this
-MAX_LOG_STD = 43.0
 
 
 @dataclass(frozen=True)
@@ -68,6 +66,8 @@ class TrustRegionAlgorithm(ListenedTo, Loadable):
     :param critic_learning_rate: learning rate of what the value alone depends on; a number, a function of the
         remaining progress or a string such as "lin_3e-4"; ``None``: ``learning_rate``
     :param log_std_bounds: a Gaussian's ``log_std`` is kept between these two; ``None``: anywhere
+    :param action_net_gain: gain of the orthogonal initialization of the policy's last layer; ``None``: the
+        policy's own
     :param engine: "autograd": evaluate and differentiate the policy's own modules; "closed_form": two
         multilayer perceptrons on the CPU, without autograd; "auto": the fastest that is exactly right for
         the policy, looked at anew before each rollout and each update
@@ -88,6 +88,7 @@ class TrustRegionAlgorithm(ListenedTo, Loadable):
         *,
         critic_learning_rate: float | str | Schedule | None = None,
         log_std_bounds: Sequence[float] | None = None,
+        action_net_gain: float | None = None,
         engine: str = "auto",
         **kwargs: Any,
     ) -> None:
@@ -95,6 +96,7 @@ class TrustRegionAlgorithm(ListenedTo, Loadable):
         super().__init__(policy, env, _init_setup_model=False, **kwargs)
         self.critic_learning_rate = critic_learning_rate
         self.log_std_bounds = log_std_bounds
+        self.action_net_gain = action_net_gain
         self.engine = engine
         self.n_rollbacks = 0
         self.last_update: UpdateStatistics | None = None
@@ -108,6 +110,8 @@ class TrustRegionAlgorithm(ListenedTo, Loadable):
         self.__dict__.update({name: plain_number(value) for name, value in self.__dict__.items()})
         self._check_arguments()
         super()._setup_model()
+        if self.action_net_gain is not None and not loading:
+            initialize_action_net(self.policy, self.action_net_gain)
         self._engine = None
         self._rollout = None
         self._policy_engine()  # a policy that cannot be served is refused at construction
@@ -220,12 +224,12 @@ class TrustRegionAlgorithm(ListenedTo, Loadable):
             reason = batch.non_finite()
             if reason is not None:
                 raise NonFiniteUpdate(reason)
-            self._check_standard_deviation()
+            check_standard_deviation(self.policy)
             statistics = self._update(batch)
-            self._measure(batch, statistics)
+            measure(self._policy_engine(), batch, statistics)
             if not snapshot.still_finite():
                 raise NonFiniteUpdate("parameters, buffers or optimizer state")
-            self._check_standard_deviation()
+            check_standard_deviation(self.policy)
             statistics.target_kl = self._current_target_kl()
             self._after_update(statistics, len(batch))
         except UndoneUpdate as error:
@@ -248,29 +252,6 @@ class TrustRegionAlgorithm(ListenedTo, Loadable):
         if isinstance(std := getattr(self.policy, "log_std", None), th.Tensor):
             statistics.std = std.detach().exp().mean().item()
         return statistics
-
-    def _check_standard_deviation(self) -> None:
-        """
-        :raises NonFiniteUpdate: where the square of a Gaussian's sigma has no digits left in float32
-        """
-        log_std = getattr(self.policy, "log_std", None)
-        if isinstance(log_std, th.Tensor) and bool((log_std.abs() > MAX_LOG_STD).any()):
-            raise NonFiniteUpdate("standard deviation")
-
-    def _measure(self, batch: Batch, statistics: UpdateStatistics) -> None:
-        """How far the policy moved, on every state of the rollout, in the mode in which it acts."""
-        self.policy.set_training_mode(False)
-        terms = self._policy_engine().measure(batch, {"log_prob", "entropy", "kl"})
-        kl, log_prob = required(terms.kl), required(terms.log_prob)
-        statistics.kl, statistics.kl_max = kl.mean().item(), kl.max().item()
-        if terms.entropy is not None:
-            statistics.entropy = terms.entropy.mean(dtype=th.float64).item()
-        else:
-            # the actions are the old policy's: importance weights make them the new one's
-            weights = (log_prob - batch.old_log_prob).exp()
-            statistics.entropy = -(weights * log_prob).mean(dtype=th.float64).item()
-        for name in ("kl", "value_loss"):
-            finite(name, getattr(statistics, name))
 
     def _current_target_kl(self) -> float:
         """The KL divergence that this update is to keep to or to aim at; ``nan`` where there is none."""

@@ -63,7 +63,7 @@ class Loadable(Resumable):
         for algorithm, attribute in MARKS.items():
             if attribute in self.__dict__ and attribute != self.mark:
                 raise InvalidArgument(
-                    f"`path` must hold a model for {type(self).__name__}, but it holds a {algorithm}'s"
+                    f"`path` must hold a model for {type(self).__name__}, but it holds one for {algorithm}"
                 )
 
     def _said_at_loading(self, message: str) -> None:

@@ -75,6 +75,7 @@ class NPG(NaturalGradientAlgorithm):
         critic_learning_rate: float | str | Schedule | None = None,
         critic_max_grad_norm: float = math.inf,
         log_std_bounds: Sequence[float] | None = None,
+        action_net_gain: float | None = None,
         engine: str = "auto",
     ) -> None:
         super().__init__(
@@ -107,6 +108,7 @@ class NPG(NaturalGradientAlgorithm):
             max_chunk=max_chunk,
             critic_learning_rate=critic_learning_rate,
             log_std_bounds=log_std_bounds,
+            action_net_gain=action_net_gain,
             engine=engine,
         )
         self.step_size = step_size

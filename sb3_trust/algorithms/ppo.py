@@ -81,6 +81,8 @@ class PPO(MinibatchAlgorithm):
         progress or a string such as "lin_3e-4"; ``None``: ``learning_rate``
     :param log_std_bounds: a Gaussian's ``log_std`` is kept between these two, such as (-5, 2); ``None``:
         anywhere
+    :param action_net_gain: gain of the orthogonal initialization of the policy's last layer, usually 0.01
+        to 1; ``None``: SB3's, 0.01
     :param objective: a policy loss in place of the clipped surrogate, in the form of
         :class:`sb3_trust.numerics.objectives.Objective`; value loss and entropy bonus are added to it, and
         ``clip_range`` only says what ``clip_fraction`` counts
@@ -130,6 +132,7 @@ class PPO(MinibatchAlgorithm):
         learning_rate_kl_interval: str = "rollout",
         critic_learning_rate: float | str | Schedule | None = None,
         log_std_bounds: Sequence[float] | None = None,
+        action_net_gain: float | None = None,
         objective: Objective | None = None,
         engine: str = "auto",
     ) -> None:
@@ -157,6 +160,7 @@ class PPO(MinibatchAlgorithm):
             recompute_advantages=recompute_advantages,
             critic_learning_rate=critic_learning_rate,
             log_std_bounds=log_std_bounds,
+            action_net_gain=action_net_gain,
             engine=engine,
         )
         self.batch_size = batch_size

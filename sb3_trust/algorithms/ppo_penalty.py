@@ -55,8 +55,9 @@ class PPOPenalty(MinibatchAlgorithm):
         ``min, max`` (bounds)
     :param hinge_coef: weight of the hinge on a KL divergence above twice the target; ``None``: the rule's,
         1000 for "modular_rl" and 0 for the others
-    :param max_kl: and ``recompute_advantages``, ``critic_learning_rate``, ``log_std_bounds``: as for
-        :class:`~sb3_trust.PPO`; beta moves by the KL divergence before the policy is taken back
+    :param max_kl: and ``recompute_advantages``, ``critic_learning_rate``, ``log_std_bounds``,
+        ``action_net_gain``: as for :class:`~sb3_trust.PPO`; beta moves by the KL divergence before the policy
+        is taken back
     :raises InvalidArgument: if an argument cannot work
     """
 
@@ -97,6 +98,7 @@ class PPOPenalty(MinibatchAlgorithm):
         recompute_advantages: bool = False,
         critic_learning_rate: float | str | Schedule | None = None,
         log_std_bounds: Sequence[float] | None = None,
+        action_net_gain: float | None = None,
         engine: str = "auto",
     ) -> None:
         super().__init__(
@@ -123,6 +125,7 @@ class PPOPenalty(MinibatchAlgorithm):
             recompute_advantages=recompute_advantages,
             critic_learning_rate=critic_learning_rate,
             log_std_bounds=log_std_bounds,
+            action_net_gain=action_net_gain,
             engine=engine,
         )
         self.batch_size = batch_size

@@ -71,6 +71,7 @@ class REINFORCE(SeparateCriticAlgorithm):
         critic_learning_rate: float | str | Schedule | None = None,
         critic_max_grad_norm: float = math.inf,
         log_std_bounds: Sequence[float] | None = None,
+        action_net_gain: float | None = None,
         engine: str = "auto",
     ) -> None:
         super().__init__(
@@ -98,6 +99,7 @@ class REINFORCE(SeparateCriticAlgorithm):
             max_grad_norm=max_grad_norm,
             critic_learning_rate=critic_learning_rate,
             log_std_bounds=log_std_bounds,
+            action_net_gain=action_net_gain,
             engine=engine,
         )
         self.n_gradient_steps = n_gradient_steps

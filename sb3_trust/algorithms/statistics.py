@@ -50,8 +50,8 @@ class UpdateStatistics:
     :param value_loss: mean squared error of the value function
     :param explained_variance: share of the returns' variance that the rollout's values explain
     :param std: mean standard deviation parameter of a Gaussian policy
-    :param n_updates: epochs (PPO, PPOPenalty) or updates (TRPO) since the start of training, as SB3 counts
-        them
+    :param n_updates: epochs (PPO, PPOPenalty) or updates (the others) since the start of training, as SB3
+        counts them
     :param rollbacks: updates undone since the start of training, because something was NaN or infinite or a
         bound was not kept
     :param rollback_reason: what it was, if this update was rolled back
@@ -169,6 +169,9 @@ class REINFORCEStatistics(UpdateStatistics):
 
     policy_loss: float = math.nan
     gradient_norm: float = math.nan
+
+    def log_aliases(self) -> dict[str, str]:
+        return {"policy_loss": "policy_gradient_loss"}
 
 
 @dataclass

@@ -71,6 +71,8 @@ class TRPO(NaturalGradientAlgorithm):
     :param critic_max_grad_norm: largest global norm of the critic's gradient; ``math.inf``: any
     :param log_std_bounds: a Gaussian's ``log_std`` is kept between these two, such as (-5, 2); ``None``:
         anywhere
+    :param action_net_gain: gain of the orthogonal initialization of the policy's last layer, usually 0.01
+        to 1; ``None``: SB3's, 0.01
     :param engine: and the others as for :class:`~sb3_trust.PPO`
     :raises InvalidArgument: if an argument cannot work
     """
@@ -116,6 +118,7 @@ class TRPO(NaturalGradientAlgorithm):
         critic_learning_rate: float | str | Schedule | None = None,
         critic_max_grad_norm: float = math.inf,
         log_std_bounds: Sequence[float] | None = None,
+        action_net_gain: float | None = None,
         engine: str = "auto",
     ) -> None:
         super().__init__(
@@ -148,6 +151,7 @@ class TRPO(NaturalGradientAlgorithm):
             max_chunk=max_chunk,
             critic_learning_rate=critic_learning_rate,
             log_std_bounds=log_std_bounds,
+            action_net_gain=action_net_gain,
             engine=engine,
         )
         self.line_search_shrinking_factor = line_search_shrinking_factor

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from stable_baselines3.common.monitor import LoadMonitorResultsError, load_results
-from stable_baselines3.common.results_plotter import ts2xy, window_func
 
 from sb3_trust.errors import check_integer, reject
 from sb3_trust.plots.style import count_time_steps, legend_below, line_style, message, new_figure
@@ -27,14 +26,15 @@ Run: TypeAlias = str | Path | tuple[Sequence[float], Sequence[float]]
 def read_episodes(folder: str | Path) -> Curve:
     """Time steps at the end of each training episode and its return, from the monitor files of a folder."""
     try:
-        return ts2xy(load_results(str(folder)), "timesteps")
+        episodes = load_results(str(folder))
     except LoadMonitorResultsError:
         return np.zeros(0), np.zeros(0)
+    return np.cumsum(episodes["l"].to_numpy()), episodes["r"].to_numpy()
 
 
 def rolling_mean(timesteps: np.ndarray, returns: np.ndarray, window: int) -> Curve:
     """Means of so many episodes in a row, each at the last of them."""
-    return window_func(timesteps, returns, window, np.mean)
+    return timesteps[window - 1 :], np.convolve(returns, np.full(window, 1 / window), "valid")
 
 
 def learning_curves(

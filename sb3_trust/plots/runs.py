@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 # columns of ``updates.csv`` by name, [n_updates] each
 Updates = Mapping[str, np.ndarray]
-SMALLEST_KL = 1e-10
+# what is below is rounding: the KL divergence of a policy from itself
+SMALLEST_KL = 1e-13
 
 
 def read_updates(folder: str | Path) -> dict[str, np.ndarray]:
@@ -176,7 +177,7 @@ def _draw_run(axes: Axes, updates: Updates) -> None:
 def _draw_kl(axes: Axes, updates: Updates, colour: str, label: str, linestyle: str) -> None:
     x, kl = updates["update"], updates["kl"]
     axes.plot(x, kl, linestyle, marker=".", ms=3, lw=0.8, color=colour, label=label)
-    still = kl <= 0
+    still = kl <= SMALLEST_KL
     if still.any():
         low = axes.get_xaxis_transform()
         n = int(still.sum())

@@ -15,6 +15,7 @@ from sb3_trust.plots.style import (
     ORANGE,
     VERMILION,
     all_finite,
+    caption,
     legend_below,
     message,
     new_figure,
@@ -28,10 +29,6 @@ if TYPE_CHECKING:
 FRACTION = "fraction of the full step"
 
 
-def _title(update: RecordedUpdate, title: str) -> str:
-    return title or f"update {update.update}, {update.num_timesteps} time steps"
-
-
 def surrogate_landscape(update: RecordedUpdate, title: str = "") -> Figure:
     """
     Along the step of an update: above the surrogate, its linear model and PPO's clipped surrogate, below the
@@ -40,7 +37,7 @@ def surrogate_landscape(update: RecordedUpdate, title: str = "") -> Figure:
     :param update: a kept update of any algorithm; of TRPO the full step is that before the line search
     :param title: title of the figure; by default the number of the update
     """
-    figure = new_figure(7, 6.2, _title(update, title))
+    figure = new_figure(7, 6.2, title or caption(update))
     top, bottom = figure.subplots(2, 1, sharex=True)
     profile, taken = update.profile, update.accepted_fraction
     top.set(ylabel="improvement of the objective")
@@ -65,7 +62,7 @@ def surrogate_landscape(update: RecordedUpdate, title: str = "") -> Figure:
         axes.margins(x=0.01)
         axes.grid(alpha=0.3)
     bottom.set_ylim(bottom=0)
-    legend_below(bottom, columns=3)
+    legend_below(bottom, columns=4)
     legend_below(top, columns=4, gap=4)
     return figure
 
@@ -96,7 +93,7 @@ def line_search_trace(update: RecordedUpdate, title: str = "") -> Figure:
     :param update: a kept update of TRPO; of others the figure says that there was no line search
     :param title: title of the figure; by default the number of the update
     """
-    figure = new_figure(9, 4.2, _title(update, title))
+    figure = new_figure(9, 4.2, title or caption(update))
     left, right = figure.subplots(1, 2)
     search = update.line_search
     left.set(xlabel=FRACTION, ylabel="KL(old || new) [nats]", title="the constraint")

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from sb3_trust.trust_region.record import RecordedUpdate
+
 # Okabe and Ito's palette, told apart by colour-blind readers too; yellow is too pale for a line
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000",
@@ -35,6 +37,11 @@ def new_figure(width: float, height: float, title: str = "") -> Figure:
     if title:
         figure.suptitle(title)
     return figure
+
+
+def caption(update: RecordedUpdate) -> str:
+    """Which update a figure shows."""
+    return f"update {update.update}, {update.num_timesteps} time steps"
 
 
 def line_style(index: int) -> tuple[str, str]:

@@ -15,6 +15,7 @@ from sb3_trust.plots.style import (
     BLUE,
     GREY,
     VERMILION,
+    caption,
     count_updates,
     legend_below,
     message,
@@ -81,12 +82,12 @@ def clipped_surrogate(update: RecordedUpdate, clip_range: float | None = None, t
 
     :param update: a kept update of any algorithm
     :param clip_range: epsilon; ``None``: the update's
-    :param title: title of the figure
+    :param title: title of the figure; by default the number of the update
     :raises InvalidArgument: if ``clip_range`` is not a positive number
     """
     check_optional(check_number, "clip_range", clip_range, open_minimum=True, allow_infinity=True)
     epsilon = update.clip_range if clip_range is None else float(clip_range)
-    figure = new_figure(8, 5.2, title)
+    figure = new_figure(8, 5.2, title or caption(update))
     rows = figure.subplots(2, 2, sharex=True, height_ratios=(3, 2))
     known = np.isfinite(update.ratios) & np.isfinite(update.advantages)
     ratios, advantages = update.ratios[known], update.advantages[known]
