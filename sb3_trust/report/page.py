@@ -102,7 +102,7 @@ def render(run: Run) -> str:
     facts = headline(run)
     return environment.get_template("page.html").render(
         title=title(facts),
-        folder=str(run.folder.resolve()),
+        folder=str(run.folder),
         facts=facts,
         sections=[filled(Section(*place), fill, run) for fill, place in SECTIONS.items()],
         # the browser runs no other script and applies no other style than these
