@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import yaml
 from stable_baselines3.common.env_util import make_vec_env
@@ -17,15 +18,20 @@ EVALUATION = {"mean": 123.456, "std": 7.0, "returns": [116.456, 130.456]}
 
 
 def make_run(
-    folder: Path, kind: type[TrustRegionAlgorithm], env: str = "CartPole-v1", records: bool = True
+    folder: Path,
+    kind: type[TrustRegionAlgorithm],
+    env: str = "CartPole-v1",
+    records: bool = True,
+    **arguments: Any,
 ) -> Path:
     """
     A short run with all the files that the Zoo, our recorders and an evaluation leave.
 
     :param records: whether single updates are recorded
+    :param arguments: of the algorithm
     """
     vec_env = make_vec_env(env, 2, seed=0, monitor_dir=str(folder))
-    model = kind("MlpPolicy", vec_env, seed=3, device="cpu", **SETTINGS)
+    model = kind("MlpPolicy", vec_env, seed=3, device="cpu", **SETTINGS, **arguments)
     callbacks = [UpdateRecorder(folder), *([TrustRegionRecorder(folder)] if records else [])]
     model.learn(640, callback=callbacks)
     vec_env.close()

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -133,6 +134,16 @@ def test_the_interactive_figure_has_the_recorded_ratios(runs, tmp_path):
     without = Page(write_report(runs["trpo"], tmp_path / "page.html"))
     assert json.loads(without.scripts[0])["updates"] == []
     assert "TrustRegionRecorder(folder)" in without.text("clip") and not without.all("select")
+
+
+@pytest.mark.parametrize("clip_range", [0.05, math.inf])
+@pytest.mark.usefixtures("quick")
+def test_a_clip_range_is_called_the_runs_only_if_it_is(clip_range, tmp_path):
+    page = Page(write_report(make_run(tmp_path / "run", PPO, clip_range=clip_range)))
+    own = [update["epsilon"] for update in json.loads(page.scripts[0])["updates"]]
+    assert own == [clip_range if clip_range < 1 else None] * 5
+    assert ("PPO did not clip in this run" in page.text("clip")) == (clip_range > 1)
+    assert "cannot be" not in page.html
 
 
 def test_counts_give_the_exact_share_beyond_every_step_of_the_slider():

@@ -72,6 +72,25 @@ def test_nothing_of_a_run_is_executed(copied, ran):
     assert page.text("head").startswith("A run on CartPole-v1") or "PPO" in page.text("head")
 
 
+def test_settings_that_unfold_without_end_are_cut(copied):
+    bomb = "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 30))
+    for name in ("args.yml", "config.yml"):
+        (copied / "Env" / name).write_text(f"a0: &a0 [1]\n{bomb}\nalgo: *a29\nenv: *a29\nseed: *a29\n")
+    page = Page(write_report(copied))
+    assert len(page.text("head")) < 6000 and "Algorithm [[[[…], […]," in page.text("head")
+    assert len(page.text("settings")) < 100_000
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "1e400", "-1e300", "x", ""])
+def test_numbers_of_any_kind_leave_a_page(value, copied):
+    for path in (copied / "updates.csv", *copied.glob("*.monitor.csv")):
+        lines = path.read_text().splitlines()
+        width = lines[-1].count(",") + 1
+        path.write_text("\n".join([*lines[:-1], ",".join([value] * width)]) + "\n")
+    page = Page(write_report(copied))
+    assert "Time steps 640" in page.text("head") and "Hyperparameters" in page.text("settings")
+
+
 def test_values_stay_short_whatever_they_are():
     itself = [1]
     itself.append(itself)

@@ -148,18 +148,20 @@
       (update.unusable ? ` ${format(update.unusable)} without a usable ratio are left out.` : "");
   }
 
+  // The clip range that the run had at this update, or null.
   function ownEpsilon() {
     const update = chosen();
-    return (update && update.epsilon) || data.epsilon;
+    return update ? update.epsilon : (data.isOwn ? data.epsilon : null);
   }
 
   function redraw() {
-    reset.textContent = `ε = ${ownEpsilon().toFixed(3)}, ${data.isOwn ? "the run's" : "as usual"}`;
+    const own = ownEpsilon();
+    reset.textContent = own ? `ε = ${own.toFixed(3)}, the run's` : `ε = ${data.epsilon.toFixed(3)}, as usual`;
     draw();
   }
 
   function restart() {
-    slider.value = ownEpsilon();
+    slider.value = ownEpsilon() || data.epsilon;
     redraw();
   }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from sb3_trust.errors import InvalidArgument
 from sb3_trust.report.run import Run, is_run, read_run
 from sb3_trust.report.sections import (
     Section,
-    algorithms,
+    algorithm_class,
     fill_kl,
     fill_learning,
     fill_settings,
@@ -83,7 +84,10 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
 
 
 def _runs_below(folder: Path, most: int = 5) -> str:
-    below = [p for pattern in ("*", "*/*") for p in sorted(folder.glob(pattern)) if p.is_dir() and is_run(p)]
+    below = []
+    with suppress(OSError):  # a folder that may not be read
+        folders = (path for pattern in ("*", "*/*") for path in sorted(folder.glob(pattern)))
+        below = [path for path in folders if path.is_dir() and is_run(path)]
     if not below:
         return ""
     return "; runs in it: " + ", ".join(map(str, below[:most])) + (", ..." if len(below) > most else "")
@@ -141,7 +145,7 @@ def headline(run: Run) -> list[Fact]:
     """What was trained, for how long, and what came of it."""
     entries = run.model.entries if run.model else {}
     algo = run.arguments.get("algo", (run.record.algorithm or None) if run.record else None)
-    known = algorithms().get(str(algo).lower())
+    known = algorithm_class(run)
     seed = run.arguments.get("seed", entries.get("seed"))
     facts = [
         Fact("Algorithm", known.__name__ if known else _or_not_recorded(algo)),
@@ -173,7 +177,7 @@ def _or_not_recorded(value: object) -> str:
 def _timesteps(run: Run) -> str:
     """From the recorded updates, the model or the episodes, whichever got furthest."""
     recorded = run.column("num_timesteps")
-    found = [*recorded[np.isfinite(recorded)][-1:], *run.timesteps[-1:]]
+    found = [steps[np.isfinite(steps)][-1] for steps in (recorded, run.timesteps) if np.isfinite(steps).any()]
     of_model = run.model.entries.get("num_timesteps") if run.model else None
     if isinstance(of_model, int) and 0 <= of_model < 2**63:
         found.append(of_model)

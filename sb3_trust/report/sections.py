@@ -84,6 +84,12 @@ def algorithms() -> dict[str, type]:
     }
 
 
+def algorithm_class(run: Run) -> type | None:
+    """The algorithm of a run, by its key in the Zoo or the name of its class, if it is one of ours."""
+    name = run.arguments.get("algo", run.record.algorithm if run.record else None)
+    return algorithms().get(name.lower()) if isinstance(name, str) else None
+
+
 def fill_learning(section: Section, run: Run) -> None:
     """Return of training episodes."""
     section.notes = problem(run, "monitor.csv")
@@ -170,7 +176,7 @@ def fill_settings(section: Section, run: Run) -> None:
     """Hyperparameters, and the command that trained."""
     section.notes = problem(run, SETTINGS, ARGUMENTS, "the saved model")
     section.texts = run.texts
-    algorithm = algorithms().get(str(run.arguments.get("algo")).lower())
+    algorithm = algorithm_class(run)
     entries: dict[str, Any] = {}
     if run.model is not None:
         known = inspect.signature(algorithm).parameters if algorithm else _PUBLIC_ENTRIES

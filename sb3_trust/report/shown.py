@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 MAX_TEXT = 400  # characters of a value
-MAX_ITEMS = 16  # of a list or a dict
+MAX_ITEMS = 16  # of a list, a set or a dict
 MAX_DEPTH = 3
 
 
@@ -20,7 +20,7 @@ def shown(value: Any, depth: int = MAX_DEPTH) -> str:
         text = value
     elif isinstance(value, float):
         text = number(value) if math.isfinite(value) else str(value)
-    elif isinstance(value, (list, tuple, Mapping)):
+    elif isinstance(value, (list, tuple, set, Mapping)):
         text = _container(value, depth)
     elif value is None or isinstance(value, (bool, bytes)):
         text = str(value)
@@ -33,7 +33,9 @@ def shown(value: Any, depth: int = MAX_DEPTH) -> str:
 
 
 def _container(value: Any, depth: int) -> str:
-    opening, closing = "{}" if isinstance(value, Mapping) else "()" if isinstance(value, tuple) else "[]"
+    opening, closing = (
+        "{}" if isinstance(value, (Mapping, set)) else "()" if isinstance(value, tuple) else "[]"
+    )
     if depth == 0 and value:
         return f"{opening}…{closing}"
     parts = []

@@ -12,8 +12,8 @@ from sb3_trust.report.pictures import picture
 from sb3_trust.report.ratios import BINS_PER_UNIT, DEFAULT_EPSILON, counts, embedded, evenly, usable_epsilon
 from sb3_trust.report.run import Run
 from sb3_trust.report.sections import Section, problem
-from sb3_trust.report.shown import count, number
-from sb3_trust.trust_region.record import TRUST_REGION_FILE, RecordedUpdate
+from sb3_trust.report.shown import count, number, shown
+from sb3_trust.trust_region.record import TRUST_REGION_FILE, RecordedUpdate, TrustRegionRecord
 
 HOW_TO_RECORD = (
     f"There is no {TRUST_REGION_FILE} with an update in this folder. To record updates, train with sb3-trust "
@@ -21,13 +21,14 @@ HOW_TO_RECORD = (
 )
 ONLY_THE_OBJECTIVE = " Without recorded ratios only the objective is drawn."
 MAX_UPDATES = 200  # in the interactive figure
+MAX_DIMENSIONS = 20  # of actions, in a description
 LEAD = (
     "PPO maximises the mean of min(rA, clip(r, 1 - ε, 1 + ε)A), where r is the new probability of an action "
     "over the old one and A its advantage. Move ε and change the sign of A: the red part is where the "
     "objective is flat, so that a sample there no longer moves the policy. "
 )
 SAMPLES = "The samples are recorded ones of the run, with the ratios that they had when the update was over."
-NOT_CLIPPED = " {algorithm} does not clip: this is what a clip would have made of the samples."
+NOT_CLIPPED = " {algorithm} did not clip in this run: this is what a clip would have made of the samples."
 
 
 def fill_clip(section: Section, run: Run) -> None:
@@ -38,9 +39,10 @@ def fill_clip(section: Section, run: Run) -> None:
     clips = bool(ranges)
     if run.record and updates:
         section.lead += SAMPLES
-        clips = run.record.algorithm == "PPO"
+        # of other algorithms the record has the usual range, of a PPO that does not clip an infinite one
+        clips = run.record.algorithm == "PPO" and any(usable_epsilon(update.clip_range) for update in updates)
         if not clips:
-            section.lead += NOT_CLIPPED.format(algorithm=run.record.algorithm)
+            section.lead += NOT_CLIPPED.format(algorithm=shown(run.record.algorithm))
         section.choices = [f"{u.update:,} ({u.num_timesteps:,} time steps)" for u in updates]
     elif not section.notes:
         section.notes = [HOW_TO_RECORD + ONLY_THE_OBJECTIVE]
@@ -72,19 +74,26 @@ def fill_steps(section: Section, run: Run) -> None:
         "the last of them. The policy's parameters are moved along the update's own step, and objective and "
         "KL divergence are evaluated on all samples of its rollout."
     )
-    if max(len(update.kl_per_dimension) for update in record.updates) > 1:
-        sizes = [f"dimension {i}: {number(v)}" for i, v in enumerate(record.updates[-1].kl_per_dimension)]
-        alt = f"KL divergence of each action dimension, stacked. At update {record.updates[-1].update}: "
-        drawn = partial(kl_per_action_dimension, record)
-        title = "KL divergence of each action dimension"
-        section.pictures.append(picture(drawn, title, alt + ", ".join(sizes) + "."))
-    shown = [record.updates[0], *([record.updates[-1]] if len(record.updates) > 1 else [])]
-    for update in shown:
+    ends = [record.updates[0], *([record.updates[-1]] if len(record.updates) > 1 else [])]
+    for update in ends:
         _add_landscape(section, update)
-    for update in shown:
+    for update in ends:
         _add_clipped(section, update)
-    for update in shown:
+    for update in ends:
         _add_line_search(section, update)
+    _add_dimensions(section, record)
+
+
+def _add_dimensions(section: Section, record: TrustRegionRecord) -> None:
+    last = record.updates[-1]
+    if len(last.kl_per_dimension) < 2:
+        return
+    sizes = ", ".join(
+        f"{i}: {number(value)}" for i, value in enumerate(last.kl_per_dimension[:MAX_DIMENSIONS])
+    )
+    alt = f"KL divergence of each action dimension, stacked, by update. At update {last.update}: {sizes}."
+    title = "KL divergence of each action dimension"
+    section.pictures.append(picture(partial(kl_per_action_dimension, record), title, alt))
 
 
 def _add_landscape(section: Section, update: RecordedUpdate) -> None:
