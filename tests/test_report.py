@@ -247,6 +247,15 @@ def test_the_command_needs_no_zoo_and_says_where_the_page_is(copied, tmp_path):
     assert not (copied / "report.html").exists()
 
 
+@pytest.mark.usefixtures("quick")
+def test_the_front_door_has_the_command(copied, capsys):
+    pytest.importorskip("rl_zoo3")
+    from sb3_trust.zoo.cli import run
+
+    run(["report", str(copied)])
+    assert capsys.readouterr().out == f"Report:  {copied / 'report.html'}\n"
+
+
 # ---- parts ---------------------------------------------------------------------------------------------
 
 

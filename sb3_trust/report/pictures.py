@@ -94,6 +94,8 @@ def lighten(figure: Figure) -> None:
             artist.set_color(legible(artist.get_color()))
             artist.set_markerfacecolor(legible(artist.get_markerfacecolor()))
             artist.set_markeredgecolor(legible(artist.get_markeredgecolor()))
+            if (alpha := artist.get_alpha()) is not None:
+                artist.set_alpha(min(1.6 * alpha, 1.0))  # faint dots are fainter on a dark background
         elif isinstance(artist, Patch):
             artist.set_facecolor(legible(artist.get_facecolor()))
             artist.set_edgecolor(legible(artist.get_edgecolor()))
