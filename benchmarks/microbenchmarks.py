@@ -4,6 +4,7 @@ of TRPO, and how they grow with batch size and width; a step of a rollout, and h
 environments. Shapes of HalfCheetah (17 observations, 6 actions); observations are noise.
 
     python benchmarks/microbenchmarks.py     # prints, writes results/microbenchmarks.csv and scaling.png
+    python benchmarks/microbenchmarks.py --part "Fisher-vector product"      # prints that sweep alone
 """
 
 from __future__ import annotations
@@ -184,18 +185,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--part", choices=SWEEPS, help="measure this one alone, and write nothing")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--results", type=Path, default=HERE / "results" / "microbenchmarks.csv")
     args = parser.parse_args()
     use_threads(args.threads)
     rows = []
-    for part, (_, points) in SWEEPS.items():
-        for x, width in points:
+    for part in [args.part] if args.part else SWEEPS:
+        for x, width in SWEEPS[part][1]:
             row = measure(part, x, width, args.repeats, args.threads)
             rows.append(row)
             print(f"{part:32} {row['x']:>6}: {row['ours_us']:>9} us against {row['peer_us']:>9} us, "
                   f"{row['ratio']}x ({row['ratio_min']} to {row['ratio_max']})", flush=True)  # fmt: skip
+    if args.part:
+        return
     args.results.parent.mkdir(parents=True, exist_ok=True)
     with args.results.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)

@@ -1,76 +1,27 @@
 """The figures show what was recorded."""
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
-from stable_baselines3.common.env_util import make_vec_env
 
-from sb3_trust import PPO, TRPO, InvalidArgument, PPOPenalty, TrustRegionRecorder, UpdateRecorder
+from sb3_trust import InvalidArgument
 from sb3_trust.plots import (
-    clipped_surrogate,
     kl_per_action_dimension,
     kl_per_update,
     learning_curves,
-    line_search_trace,
     read_trust_region,
     read_updates,
-    surrogate_landscape,
 )
 from sb3_trust.plots.learning import bootstrap_interval, read_episodes
 from sb3_trust.plots.style import COLOURS
 from sb3_trust.trust_region import TrustRegionRecord
-from tests.worlds import ACTION_SPACES, World
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """A folder with all files of a run, for each algorithm."""
-    folders = {}
-    for algorithm in (TRPO, PPO, PPOPenalty):
-        folder = folders[algorithm.__name__] = tmp_path_factory.mktemp(algorithm.__name__)
-        env = make_vec_env(lambda: World(ACTION_SPACES["multi_binary"]), 2, seed=0, monitor_dir=str(folder))
-        kwargs = {"line_search_shrinking_factor": 0.9} if algorithm is TRPO else {"learning_rate": 3e-3}
-        model = algorithm("MlpPolicy", env, n_steps=64, batch_size=64, seed=3, device="cpu", **kwargs)
-        model.learn(6 * 128, callback=[UpdateRecorder(folder), TrustRegionRecorder(folder)])
-    return folders
-
-
-@pytest.fixture(scope="module")
-def update(runs):
-    """The update of TRPO whose line search tried the most points."""
-    updates = read_trust_region(runs["TRPO"]).updates
-    return max(updates, key=lambda u: len(u.line_search.fractions))
-
-
-def lines(axes):
-    """The lines of the axes by label; two with one label would be a defect."""
-    labelled = [line for line in axes.get_lines() if not line.get_label().startswith("_")]
-    found = {line.get_label(): line for line in labelled}
-    assert len(found) == len(labelled)
-    return found
-
-
-def texts(figure):
-    return [text.get_text() for axes in figure.axes for text in axes.texts if text.get_text()]
-
-
-def assert_drawn(figure, tmp_path):
-    """It can be drawn, each axis has a label, its own or its neighbour's, and no legend hides data."""
-    figure.savefig(tmp_path / "figure.png")
-    rows = {axes.get_subplotspec().rowspan.start for axes in figure.axes}
-    for axes in figure.axes:
-        spec = axes.get_subplotspec()
-        assert axes.get_xlabel() or spec.rowspan.start < max(rows)
-        assert axes.get_ylabel() or spec.colspan.start > 0
-        if axes.get_legend() is not None:
-            box, inside = axes.get_legend().get_window_extent(), axes.get_window_extent()
-            assert box.y1 <= inside.y0
-            assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0
-
+from tests.figures import assert_drawn, lines, texts
 
 # ---- learning curves -------------------------------------------------------------------------------------
 
@@ -211,122 +162,6 @@ def test_many_dimensions_have_many_colours(runs, tmp_path):
     assert_drawn(figure, tmp_path)
 
 
-# ---- single updates --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("epsilon", [None, 0.01, 0.3, np.inf])
-def test_clipped_surrogate(epsilon, runs, tmp_path):
-    update = read_trust_region(runs["PPO"]).updates[-1]
-    figure = clipped_surrogate(update, clip_range=epsilon)
-    epsilon = 0.2 if epsilon is None else epsilon
-    for column, sign in enumerate((1, -1)):
-        top, bottom = figure.axes[column], figure.axes[2 + column]
-        found = lines(top)
-        ratio = found["clipped"].get_xdata()
-        expected = np.minimum(sign * ratio, sign * np.clip(ratio, 1 - epsilon, 1 + epsilon))
-        np.testing.assert_allclose(found["clipped"].get_ydata(), expected)
-        np.testing.assert_allclose(found["ratio x A"].get_ydata(), sign * ratio)
-        if np.isfinite(epsilon):
-            assert {1 - epsilon, 1 + epsilon} <= set(ratio)
-        ratios = update.ratios[np.sign(update.advantages) == sign]
-        drawn = sum(bar.get_height() for bars in bottom.containers for bar in bars)
-        labels = [text.get_text() for text in bottom.get_legend().get_texts()]
-        outside = [int(label.split(": ")[1]) for label in labels if label.startswith("outside")]
-        assert drawn + sum(outside) == len(ratios)
-        flat = (ratios > 1 + epsilon) if sign > 0 else (ratios < 1 - epsilon)
-        assert f"no gradient: {flat.mean():.1%}" in labels and f"{len(ratios)} samples" in labels
-    assert_drawn(figure, tmp_path)
-
-
-def test_clipped_surrogate_without_samples(update, tmp_path):
-    nothing = replace(update, ratios=np.full(3, np.nan), advantages=np.ones(3))
-    figure = clipped_surrogate(nothing)
-    assert texts(figure) == ["no sample", "no sample"]
-    figure.savefig(tmp_path / "figure.png")
-    with pytest.raises(InvalidArgument, match="`clip_range` must be"):
-        clipped_surrogate(update, clip_range=-1)
-
-
-@pytest.mark.parametrize("algorithm", ["TRPO", "PPO", "PPOPenalty"])
-def test_surrogate_landscape(algorithm, runs, tmp_path):
-    update = read_trust_region(runs[algorithm]).updates[-1]
-    figure = surrogate_landscape(update)
-    top, bottom = figure.axes
-    profile, above, below = update.profile, lines(top), lines(bottom)
-    for found, label, values in (
-        (above, "surrogate", profile.surrogate),
-        (above, "linear model", profile.linear),
-        (above, "clipped, epsilon = 0.2", profile.clipped),
-        (below, "exact, mean over states", profile.kl),
-        (below, "quadratic model", profile.quadratic),
-    ):
-        np.testing.assert_array_equal(found[label].get_xdata(), profile.fractions)
-        np.testing.assert_array_equal(found[label].get_ydata(), values)
-    label = f"taken: {update.accepted_fraction:.3g} of the step"
-    (x,), (kl,) = below[label].get_data()
-    assert x == update.accepted_fraction and kl == pytest.approx(update.kl, rel=1e-9)
-    assert above[label].get_ydata()[0] == np.interp(x, profile.fractions, profile.surrogate)
-    limits = {"TRPO": "limit 0.01", "PPOPenalty": "target_kl 0.01"}
-    if algorithm in limits:
-        np.testing.assert_array_equal(below[limits[algorithm]].get_ydata(), 0.01)
-    assert len(below) == 3 + (algorithm in limits) and str(update.update) in figure.get_suptitle()
-    assert_drawn(figure, tmp_path)
-
-
-def test_landscape_with_the_limit_on_the_worst_state(update, tmp_path):
-    figure = surrogate_landscape(replace(update, limit_at_worst_state=True))
-    found = lines(figure.axes[1])
-    np.testing.assert_array_equal(found["exact, worst state"].get_ydata(), update.profile.kl_max)
-    (height,) = found[f"taken: {update.accepted_fraction:.3g} of the step"].get_ydata()
-    assert height == np.interp(update.accepted_fraction, update.profile.fractions, update.profile.kl_max)
-    assert_drawn(figure, tmp_path)
-
-
-def test_landscape_of_no_step_and_of_nothing_finite(update, tmp_path):
-    figure = surrogate_landscape(replace(update, accepted_fraction=0.0))
-    assert lines(figure.axes[0])["no step taken"].get_xydata().tolist() == [[0, 0]]
-    assert_drawn(figure, tmp_path)
-    nan = np.full_like(update.profile.kl, np.nan)
-    figure = surrogate_landscape(replace(update, profile=replace(update.profile, kl=nan)))
-    assert texts(figure) == ["nothing along this step is finite"]
-    part = update.profile.kl.copy()
-    part[-3:] = np.inf
-    assert_drawn(surrogate_landscape(replace(update, profile=replace(update.profile, kl=part))), tmp_path)
-
-
-def test_line_search_trace(update, tmp_path):
-    search = update.line_search
-    assert len(search.fractions) > 1
-    figure = line_search_trace(update, title="a title")
-    for axes, values in zip(figure.axes, (search.constrained, search.improvement), strict=True):
-        found = lines(axes)
-        np.testing.assert_array_equal(
-            found["refused"].get_xydata(), np.stack([search.fractions, values], 1)[:-1]
-        )
-        np.testing.assert_array_equal(found["accepted"].get_xydata(), [[search.fractions[-1], values[-1]]])
-        assert [text.get_text() for text in axes.texts] == [str(n + 1) for n in range(len(values))]
-        assert axes.get_xlim()[0] == 0 and axes.get_xlim()[1] > search.fractions[0]
-    left, right = map(lines, figure.axes)
-    np.testing.assert_array_equal(left["limit 0.01"].get_ydata(), 0.01)
-    x, y = right["linear model"].get_data()
-    np.testing.assert_allclose(np.interp(search.fractions, x, y), search.expected_improvement)
-    x, y = right["needed: 0.1 of it"].get_data()
-    np.testing.assert_allclose(np.interp(search.fractions, x, y), 0.1 * search.expected_improvement)
-    assert "mean over states" in figure.axes[0].get_ylabel()
-    assert_drawn(figure, tmp_path)
-
-
-def test_line_search_trace_where_none_was_accepted_and_where_there_is_none(update, runs, tmp_path):
-    nan = np.full_like(update.line_search.constrained, np.nan)
-    search = replace(update.line_search, accepted=np.zeros(len(nan), bool), constrained=nan)
-    figure = line_search_trace(replace(update, line_search=search, accepted_fraction=0.0))
-    assert "accepted" not in lines(figure.axes[0]) and "refused" in lines(figure.axes[1])
-    assert_drawn(figure, tmp_path)
-    other = line_search_trace(read_trust_region(runs["PPO"]).updates[0])
-    assert texts(other) == ["this update had no line search"]
-    other.savefig(tmp_path / "figure.png")
-
-
 # ---- all of them -----------------------------------------------------------------------------------------
 
 
@@ -349,3 +184,14 @@ def test_plots_do_not_import_pyplot():
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
+
+
+def test_examples_of_the_page_run(tmp_path, monkeypatch):
+    page = (Path(__file__).parent.parent / "docs" / "plots.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for code in re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE):
+        exec(compile(code, "plots.md", "exec"), names)
+    assert names["update"].update == 4
+    drawn = {path.name for path in (tmp_path / "runs").glob("*.png")}
+    assert drawn == {"kl.png", "landscape.png", "line_search.png"}

@@ -161,23 +161,23 @@ class ClosedFormEngine(PolicyEngine):
         chunks = [Linearization(flat.actor, x) for x in self.inputs(batch)]
         metrics = [self.head.metric(chunk.outputs) for chunk in chunks]
         change, pulled = np.zeros_like(flat.values), np.zeros_like(flat.values)
-        changes, gradients = flat.actor_matrices(change), flat.actor_matrices(pulled)
-        order = self.partition(batch).policy
-        read, written = ({id(p): view for p, view in flat.views(array)} for array in (change, pulled))
-        sizes = [p.numel() for p in order]
+        changes, gradients = (
+            [th.from_numpy(matrix) for matrix in flat.actor_matrices(array)] for array in (change, pulled)
+        )
+        places = {id(p): view for p, view in flat.views(np.arange(len(change)))}
+        order = np.concatenate([places[id(p)].ravel() for p in self.partition(batch).policy])
 
         @IGNORE_OVERFLOW
         def product(vector: th.Tensor) -> th.Tensor:
-            for parameter, piece in zip(order, vector.split(sizes), strict=True):
-                read[id(parameter)][...] = piece.view_as(parameter).numpy()
-            total = np.zeros_like(pulled)
+            change[order] = vector.numpy()
+            pulled.fill(0.0)
             for chunk, metric in zip(chunks, metrics, strict=True):
-                chunk.pull_back(metric(chunk.tangent(changes)), gradients)
-                total += pulled
-            pulled[...] = total / np.float32(n)
+                slope = metric(chunk.tangent(changes).numpy())
+                chunk.pull_back(th.from_numpy(slope), gradients)
+            np.divide(pulled, n, pulled)
             if flat.log_std.size:
                 pulled[flat.log_std_slice] = 2.0 * change[flat.log_std_slice]
-            return th.cat([th.from_numpy(written[id(p)]).reshape(-1) for p in order])
+            return th.from_numpy(pulled[order])
 
         return product
 

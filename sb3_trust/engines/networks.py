@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch as th
 
 from sb3_trust.engines.activations import Activation
 
@@ -167,51 +168,37 @@ class Linearization:
     One network near its present weights, on fixed inputs: the product of its Jacobian with a change of the
     weights (forward mode), and of the transposed Jacobian with a cotangent (reverse mode).
 
+    In torch: its matrix products of a chunk are faster than NumPy's, and can be added to what is there.
+
     :param network: the network; changed weights are not seen afterwards
     :param x: inputs with their row of ones, [in + 1, n]
     """
 
     def __init__(self, network: Network, x: FloatArray) -> None:
-        self.n = x.shape[1]
-        self._x, self._x_t = x, x.T
-        workspace = Workspace([network], self.n, differentiable=True)
+        workspace = Workspace([network], x.shape[1], differentiable=True)
         self.outputs = workspace.forward(x)[0]
-        self._derivatives = [d[:-1] for d in workspace.derivatives]
-        # layer k's input as [tangent of the input; input with ones]: a single product with
-        # [W | change of (W, b)] then gives the tangent of its output
-        self._stacks = [
-            np.concatenate([np.zeros_like(h[:-1]), h]).astype(np.float32) for h in workspace.hidden
-        ]
-        self._tangents = [stack[:width] for stack, width in zip(self._stacks, network.widths, strict=True)]
-        self._inputs_t = [s[w:].T for s, w in zip(self._stacks, network.widths, strict=True)]
-        self._weights = [weight[:, :-1].copy() for weight in network.weights]
-        self._joint = [
-            np.concatenate([w, np.zeros((len(w), w.shape[1] + 1), np.float32)], axis=1)
-            for w in self._weights[1:]
-        ]
-        self._output_tangent = np.empty_like(self.outputs)
-        self._slopes = [np.empty_like(tangent) for tangent in self._tangents]
+        self._inputs = [th.from_numpy(a) for a in (x, *workspace.hidden)]  # each layer's, with ones
+        self._derivatives = [th.from_numpy(d[:-1]) for d in workspace.derivatives]
+        self._weights = [th.from_numpy(weight[:, :-1].copy()) for weight in network.weights]
 
-    def tangent(self, changes: Sequence[FloatArray]) -> FloatArray:
+    def tangent(self, changes: Sequence[th.Tensor]) -> th.Tensor:
         """
         :param changes: a change of each layer's ``[W | b]``
-        :return: the change of the outputs to first order, [out, n]; overwritten by the next call
+        :return: the change of the outputs to first order, [out, n]
         """
-        targets = [*self._tangents, self._output_tangent]
-        np.dot(changes[0], self._x, targets[0])
-        for k, joint in enumerate(self._joint):
-            np.multiply(targets[k], self._derivatives[k], targets[k])
-            joint[:, self._weights[k + 1].shape[1] :] = changes[k + 1]
-            np.dot(joint, self._stacks[k], targets[k + 1])
-        return self._output_tangent
+        tangent = th.mm(changes[0], self._inputs[0])
+        for k, derivative in enumerate(self._derivatives, start=1):
+            tangent *= derivative
+            tangent = th.mm(changes[k], self._inputs[k]).addmm_(self._weights[k], tangent)
+        return tangent
 
-    def pull_back(self, slope: FloatArray, gradients: Sequence[FloatArray]) -> None:
+    def pull_back(self, slope: th.Tensor, gradients: Sequence[th.Tensor]) -> None:
         """
         :param slope: derivatives with respect to the outputs, [out, n]
-        :param gradients: where the derivatives with respect to each layer's ``[W | b]`` go
+        :param gradients: what the derivatives with respect to each layer's ``[W | b]`` are added to
         """
-        for k in range(len(self._weights) - 1, 0, -1):
-            np.dot(slope, self._inputs_t[k - 1], gradients[k])
-            below = np.dot(self._weights[k].T, slope, self._slopes[k - 1])
-            slope = np.multiply(below, self._derivatives[k - 1], below)
-        np.dot(slope, self._x_t, gradients[0])
+        for k in range(len(self._derivatives), 0, -1):
+            gradients[k].addmm_(slope, self._inputs[k].T)
+            slope = th.mm(self._weights[k].T, slope)
+            slope *= self._derivatives[k - 1]
+        gradients[0].addmm_(slope, self._inputs[0].T)
