@@ -73,6 +73,10 @@ def test_front_door_trains_reports_and_enjoys(door, algorithm, env, tmp_path):
         tmp_path,
     )
     assert "Mean reward" in output
+    page = saved / "report.html"
+    assert str(page) in run([*FRONT_DOORS[door], "report", str(saved)], tmp_path)
+    head = page.read_text("utf-8").split("</header>")[0]
+    assert f" on {env}</h1>" in head and f"{evaluation['mean']:.4g}" in head
 
 
 def test_stock_commands_with_a_gym_package(tmp_path):
