@@ -71,7 +71,7 @@ def table(rows: Sequence[Row]) -> str:
             after = [run[int(n) :][:STAYS] for run, n in zip(returns, first, strict=True) if np.isfinite(n)]
             stayed = sum(len(run) == STAYS and run.min() >= stays for run in after)
             seconds = sum(row.collect_seconds + row.update_seconds for row in chosen)
-            steps = sum(row.num_timesteps for row in chosen if row.batch == returns.shape[1])
+            steps = sum(row.num_timesteps // row.batch for row in chosen)
             lines.append(
                 f"| {NAMES[method]} | {setting or '-'} | {len(returns)} | {_number(np.median(first))} "
                 f"({_number(first.min())} to {_number(first.max())}) | {stayed} of {len(returns)} "
