@@ -132,7 +132,10 @@ def make_model(run: Run) -> BaseAlgorithm:
     n_envs = settings.pop("n_envs")
     del settings["n_timesteps"]
     env = make_vec_env(run.env, n_envs, seed=run.seed)
-    return METHODS[run.method](env=env, seed=run.seed, device="cpu", stats_window_size=10_000, **settings)
+    with warnings.catch_warnings():
+        # 128, as in modular_rl, leaves a smaller minibatch at the end
+        warnings.filterwarnings("ignore", message="You have specified a mini-batch size")
+        return METHODS[run.method](env=env, seed=run.seed, device="cpu", stats_window_size=10_000, **settings)
 
 
 def iterations(model: Any, n: int) -> Iterator[dict[str, Any]]:
@@ -160,7 +163,6 @@ _progress: Any = None
 def _start_worker(progress: Any) -> None:
     global _progress
     _progress = progress
-    warnings.filterwarnings("ignore", message="You have specified a mini-batch size")
     th.set_num_threads(1)
 
 
