@@ -182,7 +182,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args.seeds = args.seeds or (2 if args.quick else 3 if args.sweep else 10)
     args.batches = args.batches or (12 if args.quick else None)
     args.steps = 120_000 if args.quick else SWEEP_STEPS
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes to come
 
     import five_methods_figures as figures
 

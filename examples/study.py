@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import multiprocessing
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, get_type_hints
 
 import torch as th
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from sb3_trust.atomic import replacing
@@ -25,7 +27,7 @@ RowT = TypeVar("RowT")
 RunT = TypeVar("RunT", bound="StudyRun")
 
 # tells the progress bar of so many time steps
-Tell = Callable[[int], None]
+Tell = Callable[[int], Any]
 
 
 class StudyRun(Protocol):
@@ -99,6 +101,7 @@ def _start_worker(progress: Any) -> None:
     _progress = progress
     warnings.filterwarnings("ignore", message="You have specified a mini-batch size")
     th.set_num_threads(1)
+    threadpool_limits(1)
 
 
 def _tell(timesteps: int) -> None:
@@ -113,20 +116,30 @@ def run_all(
     Run what has no rows yet.
 
     :param train: trains a run and returns its rows; a function of a module
-    :param processes: how many runs at once, each with one thread
+    :param processes: how many runs at once, each with one thread; 1: in this process
     """
     pending = [run for run in runs if len(results.of([run])) < run.n_rows]
+    timesteps = sum(run.n_timesteps for run in pending)
+    with tqdm(total=timesteps, unit=" steps", unit_scale=True, disable=not pending) as bar:
+        if processes > 1:
+            _run_in_pool(train, pending, results, processes, bar)
+            return
+        _start_worker(None)
+        for run in pending:
+            results.add(run, train(run, bar.update))
+
+
+def _run_in_pool(
+    train: Callable[[RunT, Tell], list[RowT]],
+    pending: Sequence[RunT],
+    results: Results[RowT],
+    processes: int,
+    bar: tqdm[Any],
+) -> None:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes to come
     context = multiprocessing.get_context("spawn")
     progress = context.Queue()
-    with (
-        ProcessPoolExecutor(processes, context, _start_worker, (progress,)) as pool,
-        tqdm(
-            total=sum(run.n_timesteps for run in pending),
-            unit=" steps",
-            unit_scale=True,
-            disable=not pending,
-        ) as bar,
-    ):
+    with ProcessPoolExecutor(processes, context, _start_worker, (progress,)) as pool:
         work = partial(_work, train)
         futures: dict[Future[list[RowT]], RunT] = {pool.submit(work, run): run for run in pending}
         while futures:
