@@ -182,7 +182,7 @@ class Sparse(Experiment):
     @classmethod
     def cases(cls, quick: bool) -> list[tuple[int, float]]:
         distances = (4, 18) if quick else (6, 9, 12, 15, 18)
-        return [*((n, 0.0) for n in distances), *((cls.hard, c) for c in (0.01, 0.1) if not quick)]
+        return [*((n, 0.0) for n in distances), *((cls.hard, c) for c in ([0.01] if quick else [0.01, 0.1]))]
 
     @classmethod
     def n_updates(cls, x: int, quick: bool) -> int:
