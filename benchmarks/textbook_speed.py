@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE / "results" / "textbook_speed.csv")
     args = parser.parse_args()
     th.set_num_threads(1)
+    warnings.filterwarnings("ignore", message="You have specified a mini-batch size")
     rows = []
     for method in args.methods:
         rows.append(measure(method, args.batches, args.seed))

@@ -15,22 +15,17 @@ is missing is run.
 from __future__ import annotations
 
 import argparse
-import csv
-import multiprocessing
 import os
-import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch as th
 import yaml
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
-from tqdm import tqdm
+from study import Results, Tell, run_all
 
 import sb3_trust
 from sb3_trust import NPG, PPO, REINFORCE, TRPO, PPOPenalty
@@ -49,6 +44,7 @@ SWEEPS: dict[str, list[float]] = {
 }
 TAKEN = {"ppo": {"target_kl"}}  # what a sweep leaves alone: PPO's target_kl ends epochs, and is off
 SWEEP_STEPS = 400_000
+KEY = ("method", "env", "setting", "seed")
 
 
 @dataclass(frozen=True)
@@ -70,6 +66,16 @@ class Run:
         """What tells the run from others in the results."""
         return self.method, self.env, self.setting, str(self.seed)
 
+    @property
+    def n_rows(self) -> int:
+        """A row for each batch."""
+        return self.n_batches
+
+    @property
+    def n_timesteps(self) -> int:
+        """Time steps in all."""
+        return self.n_batches * batch_steps(self)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -88,39 +94,6 @@ class Row:
     update_seconds: float
 
 
-@dataclass
-class Results:
-    """The rows in a CSV file."""
-
-    path: Path
-    rows: list[Row] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        if self.path.exists():
-            types = {"seed": int, "batch": int, "num_timesteps": int, "episodes": int}
-            types |= dict.fromkeys(("mean_return", "kl", "collect_seconds", "update_seconds"), float)
-            with self.path.open(newline="") as file:
-                for row in csv.DictReader(file):
-                    self.rows.append(Row(**{k: types.get(k, str)(v) for k, v in row.items()}))
-
-    def batches(self, run: Run) -> int:
-        """How many batches of a run are there."""
-        key = run.key
-        return sum((row.method, row.env, row.setting, str(row.seed)) == key for row in self.rows)
-
-    def add(self, run: Run, rows: Sequence[Row]) -> None:
-        """Replace what there is of a run; the file is whole at any time."""
-        others = [r for r in self.rows if (r.method, r.env, r.setting, str(r.seed)) != run.key]
-        self.rows = [*others, *rows]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".tmp")
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(Row.__dataclass_fields__), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(asdict(row) for row in self.rows)
-        os.replace(temporary, self.path)
-
-
 def make_model(run: Run) -> BaseAlgorithm:
     """The model of a run, with the settings of the YAML file."""
     settings = dict(yaml.safe_load(SETTINGS.read_text())[run.method][run.env])
@@ -132,10 +105,7 @@ def make_model(run: Run) -> BaseAlgorithm:
     n_envs = settings.pop("n_envs")
     del settings["n_timesteps"]
     env = make_vec_env(run.env, n_envs, seed=run.seed)
-    with warnings.catch_warnings():
-        # 128, as in modular_rl, leaves a smaller minibatch at the end
-        warnings.filterwarnings("ignore", message="You have specified a mini-batch size")
-        return METHODS[run.method](env=env, seed=run.seed, device="cpu", stats_window_size=10_000, **settings)
+    return METHODS[run.method](env=env, seed=run.seed, device="cpu", stats_window_size=10_000, **settings)
 
 
 def iterations(model: Any, n: int) -> Iterator[dict[str, Any]]:
@@ -157,43 +127,13 @@ def iterations(model: Any, n: int) -> Iterator[dict[str, Any]]:
         }
 
 
-_progress: Any = None
-
-
-def _start_worker(progress: Any) -> None:
-    global _progress
-    _progress = progress
-    th.set_num_threads(1)
-
-
-def train(run: Run) -> list[Row]:
+def train(run: Run, tell: Tell) -> list[Row]:
     """All batches of a run; tells the progress bar of each."""
     rows = []
     for iteration in iterations(make_model(run), run.n_batches):
         rows.append(Row(run.method, run.env, run.setting, run.seed, **iteration))
-        if _progress is not None:
-            _progress.put(iteration["num_timesteps"] // iteration["batch"])
+        tell(iteration["num_timesteps"] // iteration["batch"])
     return rows
-
-
-def run_all(runs: Sequence[Run], results: Results, processes: int) -> None:
-    """Run what has no rows yet, in processes of their own, with one progress bar."""
-    pending = [run for run in runs if results.batches(run) < run.n_batches]
-    context = multiprocessing.get_context("spawn")
-    progress = context.Queue()
-    total = sum(run.n_batches * batch_steps(run) for run in pending)
-    with (
-        ProcessPoolExecutor(processes, context, _start_worker, (progress,)) as pool,
-        tqdm(total=total, unit=" steps", unit_scale=True, disable=not pending) as bar,
-    ):
-        futures: dict[Future[list[Row]], Run] = {pool.submit(train, run): run for run in pending}
-        while futures:
-            done, _ = wait(futures, timeout=0.5, return_when=FIRST_COMPLETED)
-            while not progress.empty():
-                bar.update(progress.get())
-            for future in done:
-                run = futures.pop(future)
-                results.add(run, future.result())
 
 
 def batch_steps(run: Run) -> int:
@@ -242,7 +182,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args.seeds = args.seeds or (2 if args.quick else 3 if args.sweep else 10)
     args.batches = args.batches or (12 if args.quick else None)
     args.steps = 120_000 if args.quick else SWEEP_STEPS
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes to come
 
     import five_methods_figures as figures
 
@@ -251,11 +190,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"Animation: {figures.animate(args.methods, args.env, folder / 'learning.gif')}")
         return
     name = f"sweep_{args.sweep}" if args.sweep else "results"
-    results = Results(folder / f"{name}{'_quick' if args.quick else ''}.csv")
+    results = Results(folder / f"{name}{'_quick' if args.quick else ''}.csv", Row, KEY)
     runs = runs_of(args)
-    run_all(runs, results, args.processes)
-    wanted = {run.key for run in runs}
-    rows = [r for r in results.rows if (r.method, r.env, r.setting, str(r.seed)) in wanted]
+    run_all(train, runs, results, args.processes)
+    rows = results.of(runs)
     print(figures.table(rows))
     path = results.path.with_suffix(".png")
     (figures.sweep(rows, args.sweep) if args.sweep else figures.chart(rows)).savefig(path, dpi=110)

@@ -50,10 +50,12 @@ def small_batches(monkeypatch):
 
 @pytest.mark.parametrize("method", example.METHODS)
 def test_a_run_has_a_row_for_each_batch(method):
-    rows = example.train(example.Run(method, "CartPole-v1", 3, 3))
+    told = []
+    rows = example.train(example.Run(method, "CartPole-v1", 3, 3), told.append)
     assert [(row.method, row.seed, row.batch, row.num_timesteps) for row in rows] == [
         (method, 3, n, 128 * n) for n in (1, 2, 3)
     ]
+    assert told == [128] * 3
     # an episode that ends belongs to one batch
     steps = sum(row.mean_return * row.episodes for row in rows)
     assert 3 * 128 - 2 * 60 < steps <= 3 * 128
@@ -63,44 +65,27 @@ def test_a_run_has_a_row_for_each_batch(method):
 def test_runs_are_reproduced_and_differ_by_seed():
     def returns(seed):
         run = example.Run("trpo", "CartPole-v1", seed, 2)
-        return [(row.mean_return, row.kl) for row in example.train(run)]
+        return [(row.mean_return, row.kl) for row in example.train(run, print)]
 
     assert returns(0) == returns(0) != returns(1)
 
 
-def test_what_is_there_is_not_run_again(tmp_path, monkeypatch):
-    results = example.Results(tmp_path / "results.csv")
+def test_what_is_there_is_not_run_again(tmp_path):
+    ran = []
+
+    def train(run, tell):
+        ran.append(run)
+        return rows_of(run.method, [21.0])
+
+    results = example.Results(tmp_path / "results.csv", example.Row, example.KEY)
     runs = [example.Run(method, "CartPole-v1", 0, 1) for method in ("npg", "ppo")]
     results.add(runs[0], rows_of("npg", [20.0]))
-    monkeypatch.setattr(example, "ProcessPoolExecutor", Inline)
-    example.run_all(runs, results, 1)
-    assert Inline.submitted == [runs[1]]
-    again = example.Results(tmp_path / "results.csv")
-    assert again.rows == results.rows and len(again.rows) == 2
-    assert [again.batches(run) for run in runs] == [1, 1]
+    example.run_all(train, runs, results, 1)
+    assert ran == [runs[1]]
+    again = example.Results(tmp_path / "results.csv", example.Row, example.KEY)
+    assert again.rows == results.rows and [row.mean_return for row in again.of(runs)] == [20.0, 21.0]
     with (tmp_path / "results.csv").open() as file:
         assert csv.DictReader(file).fieldnames == list(asdict(ROW))
-
-
-class Inline:
-    """A pool of no processes."""
-
-    submitted: list = []  # noqa: RUF012
-
-    def __init__(self, *args):
-        Inline.submitted = []
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *args):
-        pass
-
-    def submit(self, function, run):
-        Inline.submitted.append(run)
-        future = example.Future()
-        future.set_result(rows_of(run.method, [21.0]))
-        return future
 
 
 @pytest.mark.parametrize("name", example.SWEEPS)
