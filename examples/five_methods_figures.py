@@ -106,7 +106,7 @@ def chart(rows: Sequence[Row]) -> Figure:
     right.barh(names, collect, color="0.8")
     right.barh(names, update, left=collect, color=[style(method)["color"] for method in methods])
     right.invert_yaxis()
-    right.set(xlabel="seconds (grey: rollout, colour: update)", title="An iteration (median)")
+    right.set(xlabel="seconds: rollout (grey) + update", title="An iteration (median)")
     for axes in (left, middle):
         axes.grid(alpha=0.3)
     legend_below(left, columns=3)
