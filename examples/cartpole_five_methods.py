@@ -127,12 +127,13 @@ def iterations(model: Any, n: int) -> Iterator[dict[str, Any]]:
         }
 
 
-def train(run: Run, tell: Tell) -> list[Row]:
+def train(run: Run, tell: Tell | None = None) -> list[Row]:
     """All batches of a run; tells the progress bar of each."""
     rows = []
     for iteration in iterations(make_model(run), run.n_batches):
         rows.append(Row(run.method, run.env, run.setting, run.seed, **iteration))
-        tell(iteration["num_timesteps"] // iteration["batch"])
+        if tell is not None:
+            tell(iteration["num_timesteps"] // iteration["batch"])
     return rows
 
 

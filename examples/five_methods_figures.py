@@ -71,7 +71,7 @@ def table(rows: Sequence[Row]) -> str:
             after = [run[int(n) :][:STAYS] for run, n in zip(returns, first, strict=True) if np.isfinite(n)]
             stayed = sum(len(run) == STAYS and run.min() >= stays for run in after)
             seconds = sum(row.collect_seconds + row.update_seconds for row in chosen)
-            steps = sum(row.num_timesteps for row in chosen if row.batch == returns.shape[1])
+            steps = sum(row.num_timesteps // row.batch for row in chosen)
             lines.append(
                 f"| {NAMES[method]} | {setting or '-'} | {len(returns)} | {_number(np.median(first))} "
                 f"({_number(first.min())} to {_number(first.max())}) | {stayed} of {len(returns)} "
@@ -106,7 +106,7 @@ def chart(rows: Sequence[Row]) -> Figure:
     right.barh(names, collect, color="0.8")
     right.barh(names, update, left=collect, color=[style(method)["color"] for method in methods])
     right.invert_yaxis()
-    right.set(xlabel="seconds (grey: rollout, colour: update)", title="An iteration (median)")
+    right.set(xlabel="seconds: rollout (grey) + update", title="An iteration (median)")
     for axes in (left, middle):
         axes.grid(alpha=0.3)
     legend_below(left, columns=3)

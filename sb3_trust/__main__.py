@@ -7,6 +7,10 @@ import sys
 
 def main() -> None:
     """Run the command line; a missing RL Zoo is said in one line."""
+    if sys.argv[1:2] == ["report"]:  # needs no RL Zoo
+        from sb3_trust.report.command import report
+
+        return report(sys.argv[2:])
     try:
         from sb3_trust.zoo.cli import run
     except ImportError as error:

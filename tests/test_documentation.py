@@ -20,6 +20,8 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_trust import PPO, TRPO, PPOPenalty
 from sb3_trust.algorithms import statistics
+from sb3_trust.zoo import ALGORITHMS as ZOO_ALGORITHMS
+from sb3_trust.zoo import hyperparams_file
 from tests.worlds import ACTION_SPACES, world
 
 ROOT = Path(__file__).parent.parent
@@ -247,7 +249,7 @@ def test_atari_is_wrapped_as_the_details_say():
     assert list(wrappers)[1:] == expected[::-1]
     assert wrappers["NoopResetEnv"].noop_max == 30 and wrappers["MaxAndSkipEnv"]._skip == 4
     assert [wrappers["ClipRewardEnv"].reward(r) for r in (-7.0, 0.0, 0.5)] == [-1, 0, 1]
-    for file in sorted((ROOT / "hyperparams").glob("*.yml")):
+    for file in (hyperparams_file(algorithm) for algorithm in ZOO_ALGORITHMS):
         entry = yaml.safe_load(file.read_text())["atari"]
         assert entry["env_wrapper"] == ["stable_baselines3.common.atari_wrappers.AtariWrapper"]
         assert entry["frame_stack"] == 4 and entry["policy"] == "CnnPolicy"

@@ -16,11 +16,14 @@ rl_zoo3 = pytest.importorskip("rl_zoo3")
 
 from rl_zoo3.exp_manager import ExperimentManager  # noqa: E402
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER  # noqa: E402
+from stable_baselines3.common.env_util import make_vec_env  # noqa: E402
 
 import sb3_trust  # noqa: E402
+from sb3_trust import NPG  # noqa: E402
 from sb3_trust.trust_region import read_trust_region  # noqa: E402
 from sb3_trust.zoo import ALGORITHMS, hyperparams_file  # noqa: E402
 from sb3_trust.zoo.cli import with_own_settings  # noqa: E402
+from sb3_trust.zoo.settings import section_of  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENTS = (
@@ -73,6 +76,10 @@ def test_front_door_trains_reports_and_enjoys(door, algorithm, env, tmp_path):
         tmp_path,
     )
     assert "Mean reward" in output
+    page = saved / "report.html"
+    assert str(page) in run([*FRONT_DOORS[door], "report", str(saved)], tmp_path)
+    head = page.read_text("utf-8").split("</header>")[0]
+    assert f" on {env}</h1>" in head and f"{evaluation['mean']:.4g}" in head
 
 
 def test_stock_commands_with_a_gym_package(tmp_path):
@@ -196,6 +203,39 @@ def test_settings_fit_the_constructor(algorithm, env):
     if "policy_kwargs" in hyperparams:
         hyperparams["policy_kwargs"] = eval(hyperparams["policy_kwargs"], {"nn": __import__("torch").nn})
     ALGORITHMS[algorithm](env=gym.make(env), **hyperparams)
+
+
+def test_a_file_may_hold_the_settings_of_several_algorithms(tmp_path):
+    command = [*FRONT_DOORS["script"], "train", "--algo", "npg", "--env", "CartPole-v1", *SHORT]
+    several = [
+        "-conf",
+        str(ROOT / "hyperparams" / "modular_rl.yml"),
+        "-params",
+        "n_steps:64",
+        "batch_size:64",
+    ]
+    output = run([*command, *several], tmp_path)
+    assert "('cg_damping', 0.001)" in output and "('action_net_gain', 0.1)" in output
+    saved = NPG.load(tmp_path / "logs" / "npg" / "CartPole-v1_1" / "CartPole-v1.zip")
+    assert (saved.cg_max_steps, saved.gae_lambda, saved.n_envs) == (10, 1.0, 8)
+
+
+@pytest.mark.parametrize("method", ALGORITHMS)
+def test_modular_rls_settings_fit_the_constructor(method):
+    with section_of(str(ROOT / "hyperparams" / "modular_rl.yml"), method) as path:
+        section = yaml.safe_load(Path(path).read_text())
+    assert set(section) == {"CartPole-v1", "LunarLander-v3"}
+    entry = {k: v for k, v in section["CartPole-v1"].items() if k not in ("n_timesteps", "n_envs")}
+    env = make_vec_env("CartPole-v1", section["CartPole-v1"]["n_envs"])
+    with pytest.warns(UserWarning, match="truncated"):
+        model = ALGORITHMS[method](env=env, **entry)
+    assert model.n_steps * model.n_envs == 10_000
+
+
+def test_a_file_of_one_algorithm_is_read_as_it_is(tmp_path):
+    for config in (str(hyperparams_file("trpo")), "some.package", str(tmp_path / "none.yml")):
+        with section_of(config, "trpo") as path:
+            assert path == config
 
 
 def test_settings_are_in_the_package():

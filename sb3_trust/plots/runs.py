@@ -39,12 +39,14 @@ SMALLEST_KL = 1e-13
 def read_updates(folder: str | Path) -> dict[str, np.ndarray]:
     """
     The columns of a recorder's ``updates.csv``, by name, shape [n_updates] each; words and blanks become NaN.
+    A row that was not written to its end is left out.
 
     :raises FileNotFoundError: if the folder has none
     """
     with (Path(folder) / UPDATES_FILE).open(newline="") as file:
         rows = list(csv.reader(file))
-    names, values = (rows[0], rows[1:]) if rows else ([], [])
+    names = rows[0] if rows else []
+    values = [row for row in rows[1:] if len(row) == len(names)]
     return {name: np.array([_number(row[i]) for row in values]) for i, name in enumerate(names)}
 
 

@@ -11,6 +11,7 @@ import rl_zoo3.train
 from rl_zoo3.enjoy import enjoy
 
 from sb3_trust._version import __version__
+from sb3_trust.report.command import report
 from sb3_trust.zoo.manager import TrustExperimentManager
 from sb3_trust.zoo.registration import ALGORITHMS, hyperparams_file
 from sb3_trust.zoo.safe_enjoy import enjoy_safely
@@ -20,12 +21,14 @@ The RL Zoo's scripts with the algorithms of sb3-trust.
 
   train   train a model; saves it with updates.csv and a figure, and evaluates it
   enjoy   run a trained model
+  report  write an HTML page about a run
 
-Arguments are the Zoo's: sb3-trust train --help. Settings come from sb3-trust's own files unless -conf names
-another.
+Arguments of train and enjoy are the Zoo's: sb3-trust train --help. Settings come from sb3-trust's own files
+unless -conf names another.
 
   sb3-trust train --algo trpo --env CartPole-v1 -P
   sb3-trust enjoy --algo trpo --env CartPole-v1 -f logs --no-render
+  sb3-trust report logs/trpo/CartPole-v1_1
 
 train --trust-region-record also keeps what single updates did to the policy, for pictures (docs/plots.md).
 enjoy --safe runs a stranger's model without running code from its folder, or refuses it.
@@ -34,7 +37,7 @@ enjoy --safe runs a stranger's model without running code from its folder, or re
 
 def run(arguments: Sequence[str]) -> None:
     """
-    Run one of the Zoo's scripts.
+    Run one of the scripts.
 
     :param arguments: the script's name and its arguments
     """
@@ -42,10 +45,12 @@ def run(arguments: Sequence[str]) -> None:
         prog="sb3-trust", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"sb3-trust {__version__}")
-    parser.add_argument("script", choices=["train", "enjoy"], help="which script to run")
+    parser.add_argument("script", choices=["train", "enjoy", "report"], help="which script to run")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the script's own arguments")
     parsed = parser.parse_args(arguments)
-    if parsed.script == "train":
+    if parsed.script == "report":
+        report(parsed.arguments)
+    elif parsed.script == "train":
         record, others = without_flag("--trust-region-record", parsed.arguments)
         # the Zoo's train() looks its manager up in its module when it is called
         manager = partial(TrustExperimentManager, record_trust_region=record)

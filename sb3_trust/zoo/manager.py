@@ -21,6 +21,7 @@ from sb3_trust.trust_region.record import TRUST_REGION_FILE
 from sb3_trust.trust_region.recorder import TrustRegionRecorder
 from sb3_trust.zoo.interruption import Interruption
 from sb3_trust.zoo.registration import ALGORITHMS
+from sb3_trust.zoo.settings import section_of
 
 EVALUATION_EPISODES = 20
 FIGURE_FILE = "training.png"
@@ -47,6 +48,14 @@ class TrustExperimentManager(ExperimentManager):
     @property
     def _is_ours(self) -> bool:
         return self.algo in ALGORITHMS
+
+    def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As the Zoo; a YAML file may also hold the settings of several algorithms, each under its key."""
+        whole = self.config
+        with section_of(whole, self.algo) as self.config:
+            read = super().read_hyperparameters()
+        self.config = whole
+        return read
 
     def create_callbacks(self) -> None:
         """The Zoo's callbacks, and the recorders."""

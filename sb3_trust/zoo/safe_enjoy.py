@@ -8,7 +8,6 @@ Left to itself it runs code from a model's folder in four ways: the model's pick
 from __future__ import annotations
 
 import ast
-from collections import OrderedDict
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -16,13 +15,12 @@ from unittest.mock import patch
 
 import rl_zoo3.enjoy
 import rl_zoo3.utils
-import yaml
 
 from sb3_trust.errors import UnsafeModel
 from sb3_trust.safe_loading import load_normalization_safely, load_safely
+from sb3_trust.safe_settings import MAX_SETTINGS, plain_settings
 from sb3_trust.zoo.registration import ALGORITHMS
 
-MAX_SETTINGS = 2**20  # characters of a YAML file
 # that a model's settings may ask for; the Zoo imports and calls whatever is named there
 WRAPPERS = {
     "stable_baselines3.common.atari_wrappers.AtariWrapper",
@@ -62,28 +60,6 @@ WRAPPERS = {
 }
 
 
-class _Loader(yaml.SafeLoader):
-    """Plain data, and the three kinds of object that the Zoo writes."""
-
-
-def _ordered_dict(loader: _Loader, node: yaml.SequenceNode) -> OrderedDict:
-    return OrderedDict(*loader.construct_sequence(node, deep=True))
-
-
-def _tuple(loader: _Loader, node: yaml.SequenceNode) -> tuple:
-    return tuple(loader.construct_sequence(node, deep=True))
-
-
-def _name(loader: _Loader, node: yaml.MappingNode) -> str:
-    return str(loader.construct_mapping(node, deep=True)["args"][0])
-
-
-_PYTHON = "tag:yaml.org,2002:python/"
-_Loader.add_constructor(f"{_PYTHON}object/apply:collections.OrderedDict", _ordered_dict)
-_Loader.add_constructor(f"{_PYTHON}tuple", _tuple)
-_Loader.add_constructor(f"{_PYTHON}object/new:huggingface_sb3.naming_schemes.EnvironmentName", _name)
-
-
 def load_settings(file: Any, Loader: Any = None) -> Any:
     """
     In the place of ``yaml.load``: the settings of a model, of which nothing runs code.
@@ -92,16 +68,7 @@ def load_settings(file: Any, Loader: Any = None) -> Any:
     :raises UnsafeModel: for a file that holds anything else than data, or names an unknown wrapper
     """
     path = getattr(file, "name", "the settings")
-    content = file.read(MAX_SETTINGS + 1)
-    if len(content) > MAX_SETTINGS:
-        raise UnsafeModel(f"{path}: longer than {MAX_SETTINGS} characters")
-    try:
-        settings = yaml.load(content, Loader=_Loader)
-    except Exception as error:  # a forged file can make the parser raise anything
-        reason = str(getattr(error, "problem", None) or error)
-        raise UnsafeModel(f"{path} holds more than plain settings: {reason}") from error
-    if not isinstance(settings, dict):
-        raise UnsafeModel(f"{path} must hold settings by name, but it holds a {type(settings).__name__}")
+    settings = plain_settings(file.read(MAX_SETTINGS + 1), path)
     if isinstance(normalize := settings.get("normalize"), str) and not _is_literal(normalize):
         raise UnsafeModel(
             f"{path}: `normalize` must be plain data, as it is evaluated, but it is {normalize!r}"

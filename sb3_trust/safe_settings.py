@@ -1,0 +1,54 @@
+"""Reading the RL Zoo's YAML files as data: nothing that they name is imported or called."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import yaml
+
+from sb3_trust.errors import UnsafeModel
+
+MAX_SETTINGS = 2**20  # characters of a YAML file
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain data, and the three kinds of object that the Zoo writes."""
+
+
+def _ordered_dict(loader: _Loader, node: yaml.SequenceNode) -> OrderedDict:
+    return OrderedDict(*loader.construct_sequence(node, deep=True))
+
+
+def _tuple(loader: _Loader, node: yaml.SequenceNode) -> tuple:
+    return tuple(loader.construct_sequence(node, deep=True))
+
+
+def _name(loader: _Loader, node: yaml.MappingNode) -> str:
+    return str(loader.construct_mapping(node, deep=True)["args"][0])
+
+
+_PYTHON = "tag:yaml.org,2002:python/"
+_Loader.add_constructor(f"{_PYTHON}object/apply:collections.OrderedDict", _ordered_dict)
+_Loader.add_constructor(f"{_PYTHON}tuple", _tuple)
+_Loader.add_constructor(f"{_PYTHON}object/new:huggingface_sb3.naming_schemes.EnvironmentName", _name)
+
+
+def plain_settings(content: str, path: Any) -> dict:
+    """
+    The settings in a YAML file of the Zoo.
+
+    :param content: of the file
+    :param path: its name, for the error messages
+    :raises UnsafeModel: for a file that is too long, holds anything else than data, or no names
+    """
+    if len(content) > MAX_SETTINGS:
+        raise UnsafeModel(f"{path}: longer than {MAX_SETTINGS} characters")
+    try:
+        settings = yaml.load(content, Loader=_Loader)
+    except Exception as error:  # a forged file can make the parser raise anything
+        reason = str(getattr(error, "problem", None) or error)
+        raise UnsafeModel(f"{path} holds more than plain settings: {reason}") from error
+    if not isinstance(settings, dict):
+        raise UnsafeModel(f"{path} must hold settings by name, but it holds a {type(settings).__name__}")
+    return settings
