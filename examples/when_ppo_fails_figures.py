@@ -91,6 +91,7 @@ def sparse(rows: Sequence[SparseRow]) -> tuple[str, Figure]:
     """Success against distance and entropy bonus, and entropy where no reward is found."""
     plain = chosen(rows, ent_coef=0.0)
     distances = sorted({row.distance for row in plain})
+    places = range(len(distances))
     bonuses = sorted({row.ent_coef for row in chosen(rows, distance=Sparse.hard)})
     n_timesteps = max(row.num_timesteps for row in rows)
     figure = new_figure(12, 4.2, f"Sparse reward: a lock of so many right actions in a row, {_seeds(rows)}")
@@ -98,50 +99,53 @@ def sparse(rows: Sequence[SparseRow]) -> tuple[str, Figure]:
     lines = []
     for method in Sparse.methods:
         look = style(Sparse, method)
-        of_distance = [success(chosen(plain, method=method, distance=n)).mean() for n in distances]
-        left.plot(distances, of_distance, marker="o", ms=4, **look)
+        cases = [chosen(plain, method=method, distance=n) for n in distances]
+        of_distance = [success(case).mean() for case in cases]
+        left.plot(places, of_distance, marker="o", ms=4, **look)
         far = chosen(plain, method=method, distance=distances[-1])
         line(middle, far, "entropy", look)
         hard = [chosen(rows, method=method, distance=Sparse.hard, ent_coef=c) for c in bonuses]
         of_bonus = [success(case).mean() for case in hard]
         right.plot(range(len(bonuses)), of_bonus, marker="o", ms=4, **look)
-        found = [f"{sum(by_seed(case, 'successes').any(1))}" for case in hard]
+        found, found_hard = ([sum(by_seed(c, "successes").any(1)) for c in group] for group in (cases, hard))
         lines.append(
             [
                 method,
-                *(f"{share:.2f}" for share in of_distance),
-                " / ".join(found),
+                *(f"{share:.2f} ({seeds})" for share, seeds in zip(of_distance, found, strict=True)),
+                " / ".join(map(str, found_hard)),
                 " / ".join(f"{share:.2f}" for share in of_bonus),
                 " / ".join(f"{by_seed(case, 'entropy')[:, -1].mean():.2f}" for case in hard),
                 f"{by_seed(far, 'entropy')[:, -1].mean():.3f} (least {by_seed(far, 'entropy').min():.3f})",
                 f"{by_seed(far, 'kl').mean():.4f}",
+                f"{max(row.kl for row in chosen(plain, method=method)):.2g}",
             ]
         )
     chances = [found_by_chance(n, n_timesteps) for n in distances]
-    left.plot(distances, chances, "x:", color=GREY, label="chance that random actions find it at all")
+    left.plot(places, chances, "x:", color=GREY, label="chance that random actions find it at all")
     left.set(xlabel="distance", ylabel="success in the last episodes", title="No entropy bonus")
-    left.set_xticks(distances)
+    left.set_xticks(places, [str(n) for n in distances])
     middle.axhline(np.log(2), color=GREY, lw=0.8, ls=":")
-    middle.set(ylabel="entropy, nats", title=f"Entropy at distance {distances[-1]}")
+    middle.set(ylabel="entropy, nats", title=f"Entropy at distance {distances[-1]}", ylim=(0, None))
     count_time_steps(middle)
     right.set(
         xlabel="entropy bonus (ent_coef)",
         ylabel="success in the last episodes",
-        title=f"Distance {Sparse.hard}",
+        title=f"With a bonus, at distance {Sparse.hard}",
         ylim=left.get_ylim(),
     )
     right.set_xticks(range(len(bonuses)), [f"{bonus:g}" for bonus in bonuses])
     named = " / ".join(f"{bonus:g}" for bonus in bonuses)
     header = [
         "method",
-        *(f"success at {n}" for n in distances),
+        *(f"success at {n} (seeds that found it)" for n in distances),
         f"seeds that found it at {Sparse.hard}, ent_coef {named}",
         "success there",
         "entropy there at the end",
         f"entropy at {distances[-1]} at the end",
         "mean KL there",
+        "largest KL at any distance, mean of 4 updates",
     ]
-    lines.append(["random actions find it", *(f"{chance:.2f}" for chance in chances), *["-"] * 5])
+    lines.append(["random actions find it", *(f"{chance:.2f}" for chance in chances), *["-"] * 6])
     return markdown(header, lines), _finish(figure, [left, middle, right])
 
 
@@ -255,7 +259,9 @@ def flips(rows: Sequence[FlipsRow]) -> tuple[str, Figure]:
         ylabel="score (0: staying, 1: straight to the goal)", title="Score: mean over seeds, 95% interval"
     )
     middle.axhline(TARGET_KL, color=GREY, lw=0.8, ls=":")
-    middle.set(yscale="log", ylabel="nats", title="KL(old || new) of an update, median")
+    middle.set(yscale="log", ylabel="nats", title="KL(old || new) of an update, median", ylim=(2e-3, 0.12))
+    middle.set_yticks([0.003, 0.01, 0.03, 0.1], ["0.003", "0.01", "0.03", "0.1"])
+    middle.set_yticks([], minor=True)
     right.set(
         ylabel="time steps",
         title="Until 90% of the first level (x: never)",
