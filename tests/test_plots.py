@@ -1,6 +1,7 @@
 """The figures show what was recorded."""
 
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -54,6 +55,8 @@ def test_learning_curves_from_folders(runs, tmp_path):
     assert line.get_ydata()[-1] == pytest.approx(returns[-5:].mean())
     assert "both (2 seeds)" in found
     assert_drawn(figure, tmp_path)
+    named = shutil.copytree(runs["TRPO"], tmp_path / "lr=[1e-3]")  # no pattern, but a folder's name
+    np.testing.assert_array_equal(read_episodes(named), (timesteps, returns))
 
 
 def test_learning_curves_of_nothing(tmp_path):
