@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch as th
+from stable_baselines3 import A2C
 
 from sb3_trust import NPG, PPO, REINFORCE, TRPO, InvalidArgument, PPOPenalty
 from sb3_trust.engines.autograd import AutogradEngine
@@ -238,6 +239,13 @@ def test_models_of_another_algorithm_are_refused(algorithm, tmp_path):
             InvalidArgument, match=f"{other.__name__}, but it holds one for {algorithm.__name__}"
         ):
             other.load(tmp_path / "model")
+
+
+@pytest.mark.parametrize("algorithm", [REINFORCE, NPG])
+def test_models_that_are_not_ours_are_refused(algorithm, tmp_path):
+    A2C("MlpPolicy", "CartPole-v1", device="cpu").save(tmp_path / "model")
+    with pytest.raises(InvalidArgument, match="neither SB3 nor sb3-contrib has"):
+        algorithm.load(tmp_path / "model")
 
 
 # ---- the policy's last layer ----------------------------------------------------------------------------

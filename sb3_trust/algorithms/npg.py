@@ -40,6 +40,7 @@ class NPG(NaturalGradientAlgorithm):
 
     statistics_class: ClassVar[type[UpdateStatistics]] = NaturalGradientStatistics
     mark = "step_size"
+    has_peer = False
 
     def __init__(
         self,
