@@ -9,7 +9,7 @@ from stable_baselines3 import A2C
 
 from sb3_trust import NPG, PPO, REINFORCE, TRPO, InvalidArgument, PPOPenalty
 from sb3_trust.engines.autograd import AutogradEngine
-from sb3_trust.engines.vectors import flatten
+from sb3_trust.engines.vectors import assign, flatten
 from sb3_trust.numerics.objectives import SurrogateObjective, normalize_advantages
 from tests.twins import explicit_fisher, in_float64
 from tests.worlds import KINDS, PERCEPTRONS, fill, identical, model_of, state
@@ -169,6 +169,23 @@ def test_a_target_that_has_come_to_zero_leaves_the_policy_alone(algorithm):
     model.train()
     assert th.equal(vector(policy_parameters(model)), before) and model.last_update.kl < 1e-12
     assert model.last_update.value_loss > 0
+
+
+@pytest.mark.parametrize("algorithm", [NPG, TRPO])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_predicted_kl_is_that_of_the_step_within_bounds(algorithm, engine):
+    bounds = {"log_std_bounds": (-0.01, 0.01), "target_kl": 0.5}
+    model = fill(model_of("box", algorithm, engine=engine, n_critic_updates=0, **bounds))
+    before, parameters = vector(policy_parameters(model)), policy_parameters(model)
+    model.train()
+    step = vector(parameters) - before
+    update = model.last_update
+    assign(parameters, before)
+    product = model._policy_engine().fisher_vector_product(model._make_batch())(step.float()).double()
+    assert update.step_norm == pytest.approx(step.norm().item(), rel=1e-5) and update.step_norm > 0
+    assert update.predicted_kl == pytest.approx(0.5 * (step @ product).item(), rel=1e-4)
+    unbounded = 0.5 * (getattr(update, "step_fraction", 1.0) ** 2)
+    assert update.predicted_kl < 0.99 * unbounded
 
 
 def test_npg_keeps_log_std_within_its_bounds():
