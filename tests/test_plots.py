@@ -122,6 +122,13 @@ def test_updates_that_did_not_move_the_policy_are_marked(runs):
     np.testing.assert_array_equal(found["policy not moved (2)"].get_xdata(), [2, 4])
 
 
+def test_runs_without_updates_are_named_in_order(runs):
+    names = [f"run {i}" for i in range(20)]
+    figure = kl_per_update({"PPO": runs["PPO"], **{name: {"kl": np.zeros(0)} for name in names}})
+    labels = figure.axes[0].get_legend_handles_labels()[1]
+    assert [label for label in labels if label.endswith("no update")] == [f"{n}: no update" for n in names]
+
+
 def test_kl_per_update_of_nothing(tmp_path):
     (tmp_path / "updates.csv").write_text("")
     assert texts(kl_per_update(tmp_path)) == ["no update"] == texts(kl_per_update({"mine": tmp_path}))
