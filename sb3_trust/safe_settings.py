@@ -10,14 +10,33 @@ import yaml
 from sb3_trust.errors import UnsafeModel
 
 MAX_SETTINGS = 2**20  # characters of a YAML file
+_MERGE = "tag:yaml.org,2002:merge"
+_SCALARS = (str, int, float, bool, type(None))
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain data, and the three kinds of object that the Zoo writes."""
+    """
+    Plain data, and the three kinds of object that the Zoo writes. Names are scalars, and no mapping is merged
+    into another: aliases are cheap as long as nobody counts what they unfold to, which merging and hashing
+    do.
+    """
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        for key, _ in node.value:
+            if key.tag == _MERGE or not isinstance(key, yaml.ScalarNode):
+                raise _refused("a merge" if key.tag == _MERGE else "a name that is no scalar", key)
+        super().flatten_mapping(node)
+
+
+def _refused(what: str, node: yaml.Node) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, what, node.start_mark)
 
 
 def _ordered_dict(loader: _Loader, node: yaml.SequenceNode) -> OrderedDict:
-    return OrderedDict(*loader.construct_sequence(node, deep=True))
+    pairs = [pair for argument in loader.construct_sequence(node, deep=True) for pair in argument]
+    if not all(isinstance(name, _SCALARS) for name, _ in pairs):
+        raise _refused("a name that is no scalar", node)
+    return OrderedDict(pairs)
 
 
 def _tuple(loader: _Loader, node: yaml.SequenceNode) -> tuple:

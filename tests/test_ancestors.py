@@ -5,10 +5,11 @@ import math
 
 import pytest
 import torch as th
+from stable_baselines3 import A2C
 
 from sb3_trust import NPG, PPO, REINFORCE, TRPO, InvalidArgument, PPOPenalty
 from sb3_trust.engines.autograd import AutogradEngine
-from sb3_trust.engines.vectors import flatten
+from sb3_trust.engines.vectors import assign, flatten
 from sb3_trust.numerics.objectives import SurrogateObjective, normalize_advantages
 from tests.twins import explicit_fisher, in_float64
 from tests.worlds import KINDS, PERCEPTRONS, fill, identical, model_of, state
@@ -170,6 +171,23 @@ def test_a_target_that_has_come_to_zero_leaves_the_policy_alone(algorithm):
     assert model.last_update.value_loss > 0
 
 
+@pytest.mark.parametrize("algorithm", [NPG, TRPO])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_predicted_kl_is_that_of_the_step_within_bounds(algorithm, engine):
+    bounds = {"log_std_bounds": (-0.01, 0.01), "target_kl": 0.5}
+    model = fill(model_of("box", algorithm, engine=engine, n_critic_updates=0, **bounds))
+    before, parameters = vector(policy_parameters(model)), policy_parameters(model)
+    model.train()
+    step = vector(parameters) - before
+    update = model.last_update
+    assign(parameters, before)
+    product = model._policy_engine().fisher_vector_product(model._make_batch())(step.float()).double()
+    assert update.step_norm == pytest.approx(step.norm().item(), rel=1e-5) and update.step_norm > 0
+    assert update.predicted_kl == pytest.approx(0.5 * (step @ product).item(), rel=1e-4)
+    unbounded = 0.5 * (getattr(update, "step_fraction", 1.0) ** 2)
+    assert update.predicted_kl < 0.99 * unbounded
+
+
 def test_npg_keeps_log_std_within_its_bounds():
     model = fill(model_of("box", NPG, target_kl=0.5, log_std_bounds=(-0.01, 0.01), n_critic_updates=0))
     for _ in range(5):
@@ -238,6 +256,13 @@ def test_models_of_another_algorithm_are_refused(algorithm, tmp_path):
             InvalidArgument, match=f"{other.__name__}, but it holds one for {algorithm.__name__}"
         ):
             other.load(tmp_path / "model")
+
+
+@pytest.mark.parametrize("algorithm", [REINFORCE, NPG])
+def test_models_that_are_not_ours_are_refused(algorithm, tmp_path):
+    A2C("MlpPolicy", "CartPole-v1", device="cpu").save(tmp_path / "model")
+    with pytest.raises(InvalidArgument, match="neither SB3 nor sb3-contrib has"):
+        algorithm.load(tmp_path / "model")
 
 
 # ---- the policy's last layer ----------------------------------------------------------------------------

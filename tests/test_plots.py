@@ -1,6 +1,7 @@
 """The figures show what was recorded."""
 
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -54,6 +55,8 @@ def test_learning_curves_from_folders(runs, tmp_path):
     assert line.get_ydata()[-1] == pytest.approx(returns[-5:].mean())
     assert "both (2 seeds)" in found
     assert_drawn(figure, tmp_path)
+    named = shutil.copytree(runs["TRPO"], tmp_path / "lr=[1e-3]")  # no pattern, but a folder's name
+    np.testing.assert_array_equal(read_episodes(named), (timesteps, returns))
 
 
 def test_learning_curves_of_nothing(tmp_path):
@@ -117,6 +120,13 @@ def test_updates_that_did_not_move_the_policy_are_marked(runs):
     updates["kl"][[1, 3]] = 0.0, 1e-16
     found = lines(kl_per_update(updates).axes[0])
     np.testing.assert_array_equal(found["policy not moved (2)"].get_xdata(), [2, 4])
+
+
+def test_runs_without_updates_are_named_in_order(runs):
+    names = [f"run {i}" for i in range(20)]
+    figure = kl_per_update({"PPO": runs["PPO"], **{name: {"kl": np.zeros(0)} for name in names}})
+    labels = figure.axes[0].get_legend_handles_labels()[1]
+    assert [label for label in labels if label.endswith("no update")] == [f"{n}: no update" for n in names]
 
 
 def test_kl_per_update_of_nothing(tmp_path):

@@ -81,6 +81,38 @@ def test_settings_that_unfold_without_end_are_cut(copied):
     assert len(page.text("settings")) < 100_000
 
 
+TUPLE, PAIRS = "!!python/tuple", "!!python/object/apply:collections.OrderedDict"
+ENDLESS = {
+    "merges": ("{{<<: [{}]}}", "{x: 1}", "seed: 1"),
+    "keys": (TUPLE + " [{}]", "1", "? *a5\n: 1"),
+    "pairs": (TUPLE + " [{}]", "1", f"algo: {PAIRS} [[[*a5, 1]]]"),
+}
+
+
+@pytest.mark.parametrize("case", ENDLESS)
+def test_settings_that_multiply_as_they_are_read_are_refused(case, copied):
+    form, first, last = ENDLESS[case]
+    bomb = [f"a{i}: &a{i} " + form.format(", ".join([f"*a{i - 1}"] * 9)) for i in range(1, 6)]
+    (copied / "Env" / "args.yml").write_text("\n".join([f"a0: &a0 {first}", *bomb, last]) + "\n")
+    assert "holds more than plain settings" in Page(write_report(copied)).text("settings")
+
+
+def test_monitor_files_are_files(copied):
+    (copied / "2.monitor.csv").symlink_to("/dev/zero")
+    page = Page(write_report(copied))
+    assert "2.monitor.csv is not a regular file" in page.text("learning")
+
+
+def test_a_link_in_the_folder_does_not_say_where_the_page_goes(copied, tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (copied / "report.html").symlink_to(victim)
+    with pytest.raises(FileExistsError, match="is a link"):
+        write_report(copied)
+    assert victim.read_text() == "mine"
+    assert write_report(copied, copied / "report.html") and "<html" in victim.read_text()
+
+
 @pytest.mark.parametrize("value", ["nan", "inf", "1e400", "-1e300", "x", ""])
 def test_numbers_of_any_kind_leave_a_page(value, copied):
     for path in (copied / "updates.csv", *copied.glob("*.monitor.csv")):

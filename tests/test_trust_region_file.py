@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import stable_baselines3
 
-from sb3_trust import PPO, REINFORCE, TRPO, InvalidArgument, TrustRegionRecorder
+from sb3_trust import NPG, PPO, REINFORCE, TRPO, InvalidArgument, TrustRegionRecorder
 from sb3_trust.trust_region import RecordedUpdate, TrustRegionRecord, read_trust_region
 from sb3_trust.trust_region.record import write_trust_region
 from tests.recording import BATCH, recorded
@@ -54,6 +54,23 @@ def test_a_rolled_back_update_is_counted_and_not_kept(tmp_path):
     assert [update.update for update in record.updates] == [1, 3] and record.n_updates == 3
 
 
+def test_a_rolled_back_update_at_the_end_is_counted_too(tmp_path):
+    model = model_of("box", PPO)
+    train = model.train
+
+    def spoil():
+        if model.num_timesteps == 2 * BATCH:
+            model.rollout_buffer.advantages[0] = math.nan
+        train()
+
+    model.train = spoil
+    with pytest.warns(RuntimeWarning):
+        model.learn(2 * BATCH, callback=TrustRegionRecorder(tmp_path))
+    assert read_trust_region(tmp_path).n_updates == 2
+    model.learn(BATCH, callback=TrustRegionRecorder(tmp_path), reset_num_timesteps=False)
+    assert [update.update for update in read_trust_region(tmp_path).updates] == [1, 3]
+
+
 def test_a_policy_that_cannot_move_is_not_kept(tmp_path):
     model = model_of("box", TRPO, engine="autograd")
     for name, parameter in model.policy.named_parameters():
@@ -62,10 +79,12 @@ def test_a_policy_that_cannot_move_is_not_kept(tmp_path):
     assert read_trust_region(tmp_path).updates == [] and read_trust_region(tmp_path).n_updates == 1
 
 
-def test_no_step_is_a_profile_of_zeros(tmp_path):
-    _, record, _ = recorded(tmp_path, "box", TRPO, 2, target_kl="lin_0.02")
+@pytest.mark.parametrize("algorithm", [NPG, TRPO])
+def test_no_step_is_a_profile_of_zeros(algorithm, tmp_path):
+    _, record, _ = recorded(tmp_path, "box", algorithm, 2, target_kl="lin_0.02")
     last = record.updates[-1]
-    assert last.target_kl == last.limit == 0 and last.line_search is None and last.accepted_fraction == 0
+    assert last.target_kl == 0 and last.line_search is None and last.accepted_fraction == 0
+    assert record.updates[0].accepted_fraction > 0
     assert (
         not last.profile.linear.any()
         and not last.profile.quadratic.any()
@@ -114,6 +133,9 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="not a file of a TrustRegionRecorder"):
         read_trust_region(tmp_path)
     np.savez(path, other=np.zeros(3))
+    with pytest.raises(ValueError, match="not a file of a TrustRegionRecorder"):
+        read_trust_region(tmp_path)
+    np.savez(path, format=1)
     with pytest.raises(ValueError, match="not a file of a TrustRegionRecorder"):
         read_trust_region(tmp_path)
     np.savez(path, format=99)

@@ -28,11 +28,12 @@ class Loadable(Resumable):
     """
     Opens saved models of its peers as well as its own.
 
-    A subclass names in ``mark`` the argument that tells its models from the others', and extends
-    :meth:`_adopt` by what it converts.
+    A subclass names in ``mark`` the argument that tells its models from the others', says in ``has_peer``
+    whether SB3 or sb3-contrib has the algorithm too, and extends :meth:`_adopt` by what it converts.
     """
 
     mark: ClassVar[str]
+    has_peer: ClassVar[bool] = True
 
     def _adopt_loaded(self) -> bool:
         """
@@ -65,6 +66,12 @@ class Loadable(Resumable):
                 raise InvalidArgument(
                     f"`path` must hold a model for {type(self).__name__}, but it holds one for {algorithm}"
                 )
+        if not self.has_peer and "_trust_format" not in self.__dict__:
+            # that of SB3's A2C has no mark
+            raise InvalidArgument(
+                f"`path` must hold a model that sb3-trust has saved, as neither SB3 nor sb3-contrib has "
+                f"{type(self).__name__}, but it holds another's"
+            )
 
     def _said_at_loading(self, message: str) -> None:
         """Have ``load`` warn of a conversion."""

@@ -24,10 +24,12 @@ class NaturalDirection:
     """
     :param x: ``(F + damping I)^-1 g``, [n_policy_parameters]
     :param curvature: ``x^T F x``, undamped and positive
+    :param fisher: the undamped product with F, good until a parameter is written to
     """
 
     x: th.Tensor
     curvature: float
+    fisher: Callable[[th.Tensor], th.Tensor]
 
 
 class NaturalGradient:
@@ -89,11 +91,22 @@ class NaturalGradient:
             product = self._engine.fisher_vector_product(self._states)
         return lambda vector: product(vector.float()).double()
 
-    def within_limits(self, step: th.Tensor) -> th.Tensor:
-        """What is left of a step from the present parameters where ``log_std_bounds`` cut it off."""
+    def step(self, direction: NaturalDirection, beta: float) -> tuple[th.Tensor, float]:
+        """
+        ``beta * x``, or what ``log_std_bounds`` leave of it; to be called before a parameter is written to.
+
+        :return: the step s, [n_policy_parameters], and the quadratic model's KL divergence, ``s^T F s / 2``
+        """
+        step, predicted_kl = beta * direction.x, 0.5 * direction.curvature * beta**2
         if self._limits is None:
-            return step
-        return (self.origin + step).clamp(*self._limits) - self.origin
+            return step, predicted_kl
+        low, high = self._limits
+        end = self.origin + step
+        step = end.clamp(low, high) - self.origin
+        if bool(((end < low) | (end > high)).any()):
+            predicted_kl = 0.5 * float(step @ direction.fisher(step))
+            self._statistics.fisher_products += 1
+        return step, predicted_kl
 
     def direction(self, damping: float, max_steps: int, tolerance: float) -> NaturalDirection | None:
         """
@@ -114,7 +127,7 @@ class NaturalGradient:
             return None
         statistics.curvature = finite("curvature", float(cg.x @ fisher(cg.x)))
         statistics.fisher_products += 1
-        return NaturalDirection(cg.x, statistics.curvature) if statistics.curvature > 0 else None
+        return NaturalDirection(cg.x, statistics.curvature, fisher) if statistics.curvature > 0 else None
 
 
 def _limits(

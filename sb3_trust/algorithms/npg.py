@@ -40,6 +40,7 @@ class NPG(NaturalGradientAlgorithm):
 
     statistics_class: ClassVar[type[UpdateStatistics]] = NaturalGradientStatistics
     mark = "step_size"
+    has_peer = False
 
     def __init__(
         self,
@@ -134,9 +135,8 @@ class NPG(NaturalGradientAlgorithm):
         beta = self.step_size
         if beta is None:
             beta = (2 * target_kl / direction.curvature) ** 0.5
-        step = natural.within_limits(beta * direction.x)
+        step, statistics.predicted_kl = natural.step(direction, beta)
         assign(natural.parameters, natural.origin + step)
         statistics.step_norm = step.norm().item()
-        statistics.predicted_kl = 0.5 * direction.curvature * beta**2
         terms = self._policy_engine().measure(batch, surrogate.needs)
         statistics.policy_objective = surrogate(terms, batch).value.item()

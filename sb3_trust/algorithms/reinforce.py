@@ -41,6 +41,7 @@ class REINFORCE(SeparateCriticAlgorithm):
 
     statistics_class: ClassVar[type[UpdateStatistics]] = REINFORCEStatistics
     mark = "n_gradient_steps"
+    has_peer = False
 
     def __init__(
         self,

@@ -211,10 +211,11 @@ class TRPO(NaturalGradientAlgorithm):
             # beta = sqrt(2 delta / x^T F x), from the undamped curvature: the quadratic model's KL is then
             # delta itself
             beta = (2 * target_kl / direction.curvature) ** 0.5
-            step = natural.within_limits(beta * direction.x)
+            step, predicted_kl = natural.step(direction, beta)
+            del direction  # a Fisher product can hold a graph of the whole rollout
             search = ConstrainedStep(self, batch, surrogate, natural, step).search(target_kl, statistics)
             # of the quadratic model, for the step that was taken
-            statistics.predicted_kl = 0.5 * direction.curvature * (beta * statistics.step_fraction) ** 2
+            statistics.predicted_kl = predicted_kl * statistics.step_fraction**2
             if search.accepted:
                 break
             damping = min(damping * RETRY_FACTOR, MAX_DAMPING)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -26,7 +27,7 @@ Run: TypeAlias = str | Path | tuple[Sequence[float], Sequence[float]]
 def read_episodes(folder: str | Path) -> Curve:
     """Time steps at the end of each training episode and its return, from the monitor files of a folder."""
     try:
-        episodes = load_results(str(folder))
+        episodes = load_results(escape(str(folder)))  # takes a pattern
     except LoadMonitorResultsError:
         return np.zeros(0), np.zeros(0)
     return np.cumsum(episodes["l"].to_numpy()), episodes["r"].to_numpy()

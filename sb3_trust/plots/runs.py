@@ -121,7 +121,7 @@ def kl_per_update(runs: str | Path | Updates | Mapping[str, str | Path | Updates
         of = "" if len(which) == len(drawn) else f" of {', '.join(which)}"
         axes.axhline(values.pop(), ls=":", color=BLACK, label=f"target_kl{of}")
     _scale(axes, list(drawn.values()))
-    for name in tables.keys() - drawn.keys():
+    for name in (name for name in tables if name not in drawn):
         axes.plot([], [], " ", label=f"{name}: no update")
     legend_below(axes, columns=3)
     return figure

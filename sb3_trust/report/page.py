@@ -65,7 +65,7 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
     :param output: the page; ``None``: ``report.html`` in the folder
     :return: where the page is
     :raises NotARun: if there is nothing of a run in the folder
-    :raises OSError: if the page cannot be written
+    :raises OSError: if the page cannot be written, or the folder has a link in its place
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -76,6 +76,8 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
             f"Zoo's YAML files, but {str(folder)!r} has none of them{_runs_below(folder)}"
         )
     path = folder / REPORT_FILE if output is None else Path(output)
+    if output is None and path.is_symlink():
+        raise FileExistsError(f"{str(path)!r} is a link, which is not followed: say where the page is to be")
     page = render(read_run(folder))
     with replacing(path) as file:
         # what YAML makes of a lone surrogate has no UTF-8

@@ -153,6 +153,9 @@ def _read_evaluation(run: Run, name: str) -> None:
 def _read_episodes(run: Run, _: str) -> None:
     folder = escape(str(run.folder))
     files = [Path(path) for path in get_monitor_files(folder)]
+    for path in files:
+        if not path.is_file():  # a pipe or a device would be waited for, or never end
+            raise ValueError(f"{path.name} is not a regular file")
     if any(path.stat().st_size > 0 for path in files):
         with files[0].open() as file:
             env = json.loads(file.readline(MAX_SHOWN)[1:]).get("env_id")

@@ -67,6 +67,7 @@ class StepMeasurement:
         self._batch = batch.with_advantages(normalize_advantages(batch.advantages)) if normalizes else batch
         no_entropy = getattr(self._engine.family, "squashed", False)
         self._surrogate = SurrogateObjective(0.0 if no_entropy else algorithm.ent_coef)
+        self._fraction = math.nan  # how much of the full step was taken
         clip_range = getattr(self._statistics, "clip_range", math.nan)
         self._clip_range = USUAL_CLIP_RANGE if math.isnan(clip_range) else clip_range
 
@@ -82,6 +83,7 @@ class StepMeasurement:
             self._policy.set_training_mode(False)
             if not self._engine.partition(self._batch).policy:
                 return None
+            self._fraction = self._accepted_fraction()
             log_prob = required(self._engine.measure(self._batch, {"log_prob"}).log_prob)
             chosen = self._chosen(number, max_samples)
             return RecordedUpdate(
@@ -95,7 +97,7 @@ class StepMeasurement:
                 limit_at_worst_state=getattr(algorithm, "kl_statistic", "mean") == "max",
                 clip_range=self._clip_range,
                 accept_ratio=getattr(algorithm, "accept_ratio", math.nan),
-                accepted_fraction=self._accepted_fraction(),
+                accepted_fraction=self._fraction,
                 ratios=_array((log_prob - self._batch.old_log_prob).exp()[chosen], np.float32),
                 advantages=_array(self._batch.advantages[chosen], np.float32),
                 profile=self._profile(),
@@ -123,7 +125,13 @@ class StepMeasurement:
 
     def _accepted_fraction(self) -> float:
         fraction = getattr(self._statistics, "step_fraction", math.nan)
-        return 1.0 if math.isnan(fraction) else fraction
+        return float(self._moved()) if math.isnan(fraction) else fraction
+
+    def _moved(self) -> bool:
+        """Whether a parameter of the policy is another than before the update."""
+        of_policy = {id(p) for p in self._engine.partition(self._batch).policy}
+        pairs = zip(self._policy.parameters(), self._finished.old_parameters, strict=True)
+        return any(not th.equal(now, before) for now, before in pairs if id(now) in of_policy)
 
     def _ends(self) -> tuple[list[th.nn.Parameter], th.Tensor, th.Tensor]:
         """The policy's parameters, their old values and the full step, in float64."""
@@ -134,14 +142,13 @@ class StepMeasurement:
         if self._finished.searched is not None:
             return parameters, origin, self._finished.searched.step
         move = flatten(p.detach() for p in parameters).double() - origin
-        fraction = self._accepted_fraction()
-        return parameters, origin, move / fraction if fraction > 0 else move
+        return parameters, origin, move / self._fraction if self._fraction > 0 else move
 
     def _profile(self) -> Profile:
         parameters, origin, step = self._ends()
         assign(parameters, origin)
         slope, curvature = self._models(parameters, step)
-        fractions = grid(self._accepted_fraction())
+        fractions = grid(self._fraction)
         points = []
         for fraction in fractions:
             assign(parameters, origin + float(fraction) * step)

@@ -176,10 +176,15 @@ def read_trust_region(folder: str | Path) -> TrustRegionRecord:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         version = int(arrays["format"])
-    except (ValueError, KeyError, AttributeError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        record = _record(arrays) if version == FORMAT else None
+    except (ValueError, LookupError, AttributeError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not a file of a TrustRegionRecorder ({error})") from error
-    if version != FORMAT:
+    if record is None:
         raise ValueError(f"{path} is of format {version}, but this version of sb3-trust reads {FORMAT}")
+    return record
+
+
+def _record(arrays: dict[str, np.ndarray]) -> TrustRegionRecord:
     return TrustRegionRecord(
         algorithm=str(arrays["algorithm"]),
         action_space=str(arrays["action_space"]),

@@ -77,13 +77,20 @@ class TrustRegionRecorder(BaseCallback):
     def _on_training_end(self) -> None:
         assert isinstance(self.model, TrustRegionAlgorithm)
         self.model.remove_update_listener(self._on_update)
+        self._count_rollbacks()
         write_trust_region(self.path, self.record)
+
+    def _count_rollbacks(self) -> None:
+        """Those since the last call."""
+        assert isinstance(self.model, TrustRegionAlgorithm)
+        self.record.n_updates += self.model.n_rollbacks - self._rollbacks
+        self._rollbacks = self.model.n_rollbacks
 
     def _on_update(self, finished: FinishedUpdate) -> None:
         model, record = self.model, self.record
         assert isinstance(model, TrustRegionAlgorithm)
-        record.n_updates += 1 + model.n_rollbacks - self._rollbacks
-        self._rollbacks = model.n_rollbacks
+        self._count_rollbacks()
+        record.n_updates += 1
         if (record.n_updates - 1) % record.stride:
             return
         update = StepMeasurement(model, finished).recorded(record.n_updates, self.max_samples)
