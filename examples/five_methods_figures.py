@@ -60,8 +60,9 @@ def table(rows: Sequence[Row]) -> str:
     learned, stays = LEARNED[rows[0].env]
     lines = [
         f"| method | setting | seeds | batches until {learned:.0f} (median, range) "
-        f"| seeds that then stay above {stays:.0f} for {STAYS} batches | mean KL | largest KL | steps/s |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| seeds that then stay above {stays:.0f} for {STAYS} batches "
+        f"| of the last {STAYS} batches below {stays:.0f} | mean KL | largest KL | steps/s |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for method in methods_of(rows):
         for setting in dict.fromkeys(row.setting for row in rows if row.method == method):
@@ -70,11 +71,13 @@ def table(rows: Sequence[Row]) -> str:
             first = np.array([first_batch(run, learned) for run in returns])
             after = [run[int(n) :][:STAYS] for run, n in zip(returns, first, strict=True) if np.isfinite(n)]
             stayed = sum(len(run) == STAYS and run.min() >= stays for run in after)
+            last = returns[:, -STAYS:]
             seconds = sum(row.collect_seconds + row.update_seconds for row in chosen)
             steps = sum(row.num_timesteps // row.batch for row in chosen)
             lines.append(
                 f"| {NAMES[method]} | {setting or '-'} | {len(returns)} | {_number(np.median(first))} "
                 f"({_number(first.min())} to {_number(first.max())}) | {stayed} of {len(returns)} "
+                f"| {(last < stays).sum()} of {last.size} "
                 f"| {np.mean(kl):.4f} | {np.max(kl):.4f} | {steps / seconds:,.0f} |"
             )
     return "\n".join(lines)
@@ -128,7 +131,7 @@ def sweep(rows: Sequence[Row], name: str) -> Figure:
     titles = (
         f"Time steps until {LEARNED[env][0]:.0f}",
         "Mean return of the last quarter",
-        "KL(old || new): mean, and largest (dotted)",
+        "KL divergence: mean (dotted: largest)",
     )
     for method in methods_of(rows):
         values = sorted({_value(row) for row in rows if row.method == method})

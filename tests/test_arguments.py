@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from sb3_trust import PPO, TRPO, InvalidArgument, PPOPenalty
+from sb3_trust import NPG, PPO, REINFORCE, TRPO, InvalidArgument, PPOPenalty
 from sb3_trust.engines.base import ENGINES
 from tests.worlds import ACTION_SPACES, VECTOR, World, world
 
@@ -26,6 +26,7 @@ COMMON = {
     "seed": [-1, 0.5],
     "critic_learning_rate": [0.0, -1e-3, math.nan, "fast"],
     "log_std_bounds": [(1.0,), (2.0, -5.0), (-5.0, math.inf), (-5.0, math.nan), 2.0, "wide", (0.5, 2.0)],
+    "action_net_gain": [0.0, -0.1, math.nan, math.inf, "0.01"],
     "engine": ["closed-form", "Auto", None, 1],
 }
 MINIBATCH = {
@@ -35,7 +36,23 @@ MINIBATCH = {
     "max_kl": [0.0, -0.01, math.nan, math.inf, "lin_0.01"],
     "recompute_advantages": [1, "yes", None],
 }
+SEPARATE_CRITIC = {"n_critic_updates": [-1, 0.5], "critic_max_grad_norm": [0.0, -1.0, math.nan]}
+NATURAL_GRADIENT = {
+    **SEPARATE_CRITIC,
+    "cg_max_steps": [0, 1.5],
+    "cg_damping": [-0.1, math.nan, math.inf],
+    "cg_tolerance": [-0.1, 1.1, math.nan],
+    "target_kl": [0.0, -0.01, math.nan, None, "cos_0.1"],
+    "sub_sampling_factor": [0, 1.5],
+    "max_chunk": [0, -1, 1.5],
+}
 OWN = {
+    REINFORCE: {
+        **SEPARATE_CRITIC,
+        "n_gradient_steps": [0, -1, 1.5, None],
+        "max_grad_norm": [0.0, -1.0, math.nan],
+    },
+    NPG: {**NATURAL_GRADIENT, "step_size": [0.0, -0.1, math.nan, math.inf, "lin_0.1"]},
     PPO: {
         **MINIBATCH,
         "clip_range": [0.0, -0.2, math.nan, "0.2", None],
@@ -56,19 +73,12 @@ OWN = {
         "hinge_coef": [-1.0, math.nan, "big"],
     },
     TRPO: {
-        "cg_max_steps": [0, 1.5],
-        "cg_damping": [-0.1, math.nan, math.inf],
-        "cg_tolerance": [-0.1, 1.1, math.nan],
+        **NATURAL_GRADIENT,
         "line_search_shrinking_factor": [0.0, 1.0, 1.5, -0.5, math.nan],
         "line_search_max_iter": [0, -1],
-        "n_critic_updates": [-1, 0.5],
-        "target_kl": [0.0, -0.01, math.nan, None, "cos_0.1"],
-        "sub_sampling_factor": [0, 1.5],
         "accept_ratio": [-0.1, 1.1, math.nan],
         "damping_rule": ["auto", None],
         "kl_statistic": ["median", None],
-        "max_chunk": [0, -1, 1.5],
-        "critic_max_grad_norm": [0.0, -1.0, math.nan],
     },
 }
 CASES = [
@@ -90,7 +100,7 @@ def test_bad_values_are_refused_by_name(algorithm, name, value):
     assert re.search(re.escape(str(shown)), message)
 
 
-@pytest.mark.parametrize("algorithm", [PPO, TRPO, PPOPenalty])
+@pytest.mark.parametrize("algorithm", OWN)
 def test_every_argument_with_a_range_is_in_the_table(algorithm):
     """An argument that is added without a check of its own shows here."""
     import inspect
@@ -102,7 +112,7 @@ def test_every_argument_with_a_range_is_in_the_table(algorithm):
     assert set(inspect.signature(algorithm).parameters) - unchecked == {*COMMON, *OWN[algorithm]}
 
 
-@pytest.mark.parametrize("algorithm", [PPO, TRPO, PPOPenalty])
+@pytest.mark.parametrize("algorithm", OWN)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_good_values_are_taken(algorithm, engine):
     model = algorithm(
@@ -124,7 +134,7 @@ def test_errors_are_value_errors_and_assertion_errors():
             PPO("MlpPolicy", world(ACTION_SPACES["box"]), clip_range=-1.0)
 
 
-@pytest.mark.parametrize("algorithm", [PPO, TRPO, PPOPenalty])
+@pytest.mark.parametrize("algorithm", OWN)
 def test_one_sample_cannot_be_normalised(algorithm):
     env = world(ACTION_SPACES["box"], n_envs=1)
     with pytest.raises(InvalidArgument, match=r"n_steps \* n_envs.*n_steps=1 and n_envs=1"):
@@ -142,7 +152,7 @@ def test_minibatches_of_one_cannot_be_normalised(algorithm):
     )  # normalises the whole rollout
 
 
-@pytest.mark.parametrize("algorithm", [PPO, TRPO, PPOPenalty])
+@pytest.mark.parametrize("algorithm", OWN)
 @pytest.mark.parametrize(("n_steps", "batch_size", "left"), [(32, 128, 64), (33, 32, 2)])
 def test_sizes_that_the_zoo_may_sample_only_warn(algorithm, n_steps, batch_size, left):
     with pytest.warns(UserWarning, match=f"truncated mini-batch of size {left}"):
@@ -151,7 +161,7 @@ def test_sizes_that_the_zoo_may_sample_only_warn(algorithm, n_steps, batch_size,
     assert model.last_update.kl > 0 and model.n_rollbacks == 0
 
 
-@pytest.mark.parametrize("algorithm", [PPO, TRPO, PPOPenalty])
+@pytest.mark.parametrize("algorithm", OWN)
 @pytest.mark.parametrize(
     ("observation_space", "action_space", "message"),
     [
@@ -173,7 +183,7 @@ def test_unknown_policies_and_misplaced_options_are_refused():
         TRPO("MlpPolicy", gym.make("CartPole-v1"), use_sde=True)
 
 
-@pytest.mark.parametrize("algorithm", [PPO, TRPO, PPOPenalty])
+@pytest.mark.parametrize("algorithm", OWN)
 def test_policies_with_masks_or_recurrence_are_refused(algorithm):
     from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
     from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
