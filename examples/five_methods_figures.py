@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ TARGET_KL = 0.01
 # a return that counts as learned, and one that counts as staying there
 LEARNED = {"CartPole-v1": (400.0, 450.0), "LunarLander-v3": (100.0, 100.0)}
 STAYS = 20
-FRAMES = 60
+FRAMES = 40
 BATCHES_SHOWN = (1, 3, 6, 10, 15, 22, 30)
 
 
@@ -171,13 +172,14 @@ def _value(row: Row) -> float:
 
 def animate(methods: Sequence[str], env: str, path: Path) -> Path:
     """Train each method with seed 0, and show an episode after some of the batches, side by side."""
+    warnings.filterwarnings("ignore", message="You have specified a mini-batch size")
     shown = {method: _episodes(Run(method, env, 0, BATCHES_SHOWN[-1])) for method in methods}
     frames = []
     for k, batch in enumerate(BATCHES_SHOWN):
         for t in range(FRAMES):
             frames.append(_side_by_side([(NAMES[m], batch, *shown[m][k]) for m in methods], t))
     path.parent.mkdir(parents=True, exist_ok=True)
-    palette = [frame.quantize(32) for frame in frames]
+    palette = [frame.quantize(16) for frame in frames]
     palette[0].save(path, save_all=True, append_images=palette[1:], duration=50, loop=0, optimize=True)
     return path
 
@@ -204,10 +206,11 @@ def _frames(model: Any, env: gym.Env) -> list[np.ndarray]:
     done = False
     while len(frames) < FRAMES:
         if not done:
-            for _ in range(2):
-                action, _ = model.predict(observation)
-                observation, _, terminated, truncated, _ = env.step(action)
-                done = done or terminated or truncated
+            for _ in range(3):
+                if not done:
+                    action, _ = model.predict(observation)
+                    observation, _, terminated, truncated, _ = env.step(action)
+                    done = terminated or truncated
             image: Any = env.render()
             frames.append(image[::3, ::3])
         else:
